@@ -1,0 +1,70 @@
+"""The command group: light, and clear about what it does not know."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+
+import pytest
+from click.testing import CliRunner
+
+from sharedenc.cli import COMMANDS, main
+
+
+def test_every_command_loads_and_has_examples() -> None:
+    runner = CliRunner()
+    for name in COMMANDS:
+        result = runner.invoke(main, [name, "--help"])
+        assert result.exit_code == 0, result.output
+        assert "xample" in result.output, f"{name} --help shows no example"
+
+
+def test_help_lists_every_command() -> None:
+    output = CliRunner().invoke(main, ["--help"]).output
+    for name in COMMANDS:
+        assert f"  {name} " in output
+
+
+def test_an_unknown_command_gets_the_nearest_name() -> None:
+    result = CliRunner().invoke(main, ["sweeep"])
+    assert result.exit_code == 2
+    assert "Did you mean 'sweep'?" in result.output
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        "sharedenc",
+        "sharedenc.cli",
+        "sharedenc.spec",
+        "sharedenc.presets",
+        "jetson_agent.cli",
+        "jetson_agent.protocol",
+    ],
+)
+def test_import_stays_light(module: str) -> None:
+    heavy = "{'torch', 'ray', 'mlflow', 'cv2', 'onnxruntime', 'matplotlib'}"
+    check = f"import sys, {module}; assert not {heavy} & set(sys.modules), sorted(sys.modules)"
+    subprocess.run([sys.executable, "-c", check], check=True)
+
+
+@pytest.mark.parametrize("module", ["sharedenc", "jetson_agent"])
+def test_python_dash_m_answers_and_importing_main_runs_nothing(module: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", module, "--help"], capture_output=True, text=True, check=True
+    )
+    assert "Usage" in done.stdout
+    subprocess.run([sys.executable, "-c", f"import {module}.__main__"], check=True)
+
+
+def test_help_answers_at_once() -> None:
+    def cpu_of_help() -> float:
+        before = time.monotonic()
+        subprocess.run(
+            [sys.executable, "-m", "sharedenc", "--help"], capture_output=True, check=True
+        )
+        return time.monotonic() - before
+
+    # Half a second on a quiet machine; the best of several, with room for a busy one.
+    assert min(cpu_of_help() for _ in range(5)) < 2.0
