@@ -107,10 +107,15 @@ def test_presets_are_valid_recipes() -> None:
 
 # Written down when the first release was made: a key that changes here orphans every stored run.
 KNOWN_KEYS: dict[str, str] = {
-    "resnet18/baseline/seg": "",
-    "resnet18/swap-bias/det": "",
-    "mobilenet_v3_large/dual": "",
+    "resnet18/baseline/seg": ("d3817cd694f2f5da7f1f155a9881389bd4677f2d47a04ebd36bd9cd3d9447cbd"),
+    "resnet18/swap-bias/det": ("198d1ee252567171fa15e9f4b18409a50dcea285a37495cc025bc5259b5fc66d"),
+    "mobilenet_v3_large/dual": ("541a63403fa0c5a33c0c46ad2d2d5dd73139ce8948b45cfd9bdda3f9b87d7503"),
 }
+
+
+@pytest.mark.parametrize("name", KNOWN_KEYS)
+def test_stored_keys_stay_valid(name: str) -> None:
+    assert trial(name).key == KNOWN_KEYS[name]
 
 
 def test_numerics_come_from_the_table_and_not_from_this_machine() -> None:
