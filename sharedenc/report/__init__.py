@@ -1,0 +1,1 @@
+"""What a study found: its tables beside the published ones, and one page to read."""
