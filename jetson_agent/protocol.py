@@ -12,7 +12,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from typing import Any, Literal, get_args
 
 PROTOCOL_VERSION = 1
@@ -281,7 +281,9 @@ def _object(text: str, where: str) -> dict[str, Any]:
 def _known_fields(cls: Any, value: dict[str, Any], where: str) -> dict[str, Any]:
     """The fields that `cls` knows; newer optional ones within one protocol version are ignored."""
     check_protocol(value.get("protocol"), where)
-    required = {f.name for f in fields(cls) if f.default is f.default_factory}
+    required = {
+        f.name for f in fields(cls) if f.default is MISSING and f.default_factory is MISSING
+    }
     if missing := sorted(required - set(value)):
         raise ProtocolError(f"{where} lacks {', '.join(missing)}")
     return {f.name: value[f.name] for f in fields(cls) if f.name in value}

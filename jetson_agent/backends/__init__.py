@@ -1,0 +1,30 @@
+"""What can time a model. Adding a backend is one class and one line here."""
+
+from __future__ import annotations
+
+import importlib
+from typing import cast
+
+from jetson_agent.backends.base import Backend
+from jetson_agent.errors import AgentError
+
+BACKENDS: dict[str, str] = {
+    "onnxruntime": "jetson_agent.backends.onnxruntime:OnnxRuntimeBackend",
+}
+DEFAULT_BACKEND = "onnxruntime"
+
+
+def load_backend(name: str) -> Backend:
+    """The backend of that name, or the class at ``package.module:Class``.
+
+    Raises:
+        AgentError: no such backend.
+    """
+    module, _, attribute = BACKENDS.get(name, name).partition(":")
+    try:
+        return cast(Backend, getattr(importlib.import_module(module), attribute)())
+    except (ImportError, AttributeError, ValueError) as error:
+        raise AgentError(
+            f"backend={name!r} is not one of {', '.join(sorted(BACKENDS))}, and not a class that "
+            f"can be imported as package.module:Class ({error})"
+        ) from error
