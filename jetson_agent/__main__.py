@@ -1,6 +1,6 @@
 """``python -m jetson_agent``."""
 
-from jetson_agent.cli import main
+from jetson_agent.cli import run
 
 if __name__ == "__main__":
-    main()
+    run()

@@ -54,6 +54,10 @@ class Job:
     def architecture(self) -> str:
         return self.candidates[0].manifest.architecture
 
+    @property
+    def order(self) -> tuple[str, str, str]:
+        return self.candidates[0].version.model, self.precision, self.load
+
 
 @dataclass(kw_only=True)
 class Summary:
@@ -166,9 +170,7 @@ class Agent:
         summary.skipped.append({"model": version.name, "reason": reason})
         self.say(f"skipped {version.name}: {reason}")
 
-    def _plan(
-        self, candidates: Sequence[Candidate], done: set[str], summary: Summary
-    ) -> list[Job]:
+    def _plan(self, candidates: Sequence[Candidate], done: set[str], summary: Summary) -> list[Job]:
         """One job per architecture, precision and load that is not in `done`, by model name."""
         jobs: dict[str, Job] = {}
         already: set[str] = set()
@@ -187,9 +189,7 @@ class Agent:
                     else:
                         jobs[key] = Job(precision=precision, load=load, candidates=[candidate])
         summary.already_timed = len(already)
-        return sorted(
-            jobs.values(), key=lambda job: (job.candidates[0].version.model, job.precision, job.load)
-        )
+        return sorted(jobs.values(), key=lambda job: job.order)
 
     def _key(self, architecture: str, precision: str, load: Load) -> str:
         return bench_key(
@@ -268,7 +268,8 @@ def fetch(registry: Registry, candidate: Candidate, folder: Path) -> Path:
 
 def describe(result: BenchResult) -> str:
     """One line for people."""
-        head = f"{name} {result.precision} {result.load}".strip()
+    version = f" v{result.version}" if result.version else ""
+    head = f"{result.model}{version} {result.precision} {result.load}"
     if result.metrics:
         m = result.metrics
         head += (

@@ -278,10 +278,14 @@ def make_settings(*, backend: str, threads: int | None, **rest: Any) -> tuple[Se
     return settings, chosen.precisions
 
 
-def main() -> None:
+def run() -> None:
     """Entry point: errors a person can act on become one line and an exit code."""
     try:
         cli(prog_name="jetson-agent")
     except AgentError as error:
         click.echo(f"Error: {error}", err=True)
         raise SystemExit(error.exit_code) from None
+    except OSError as error:
+        # A full disk or a folder that is not ours; results that were kept are still there.
+        click.echo(f"Error: {error}", err=True)
+        raise SystemExit(1) from None
