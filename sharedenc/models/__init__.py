@@ -1,0 +1,1 @@
+"""Networks: one shared encoder per backbone, a detection head, a segmentation head."""
