@@ -1,0 +1,175 @@
+"""`sharedenc data`: draw, fetch, prepare, count and look at data sets."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from sharedenc.cli.options import build_recipe, data_options, recipe_options
+from sharedenc.errors import SpecError
+
+if TYPE_CHECKING:
+    from sharedenc.data.packed import PackedDataset
+
+OUT_FOLDER = click.Path(file_okay=False, path_type=Path)
+BASE_URL_ENV = "SHAREDENC_FETCH_BASE_URL"
+
+
+@click.group()
+def data() -> None:
+    """Draw, fetch, prepare, count and look at data sets."""
+
+
+@data.command()
+@click.option("--out", type=OUT_FOLDER, required=True, help="New folder to draw into.")
+@click.option(
+    "--images",
+    default="64,16,32",
+    show_default=True,
+    metavar="N|TRAIN,VAL,TEST",
+    help="Number of images in all (divided about 64:16:32), or of each split.",
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Same seed, same files.")
+def synthetic(out: Path, images: str, seed: int) -> None:
+    """Draw a data set of coloured shapes, in COCO format. Good for trying, never a result."""
+    from sharedenc.data.dataset import SPLITS
+    from sharedenc.data.synthetic import divide, write_synthetic
+
+    numbers = _numbers(images)
+    counts = divide(numbers[0]) if len(numbers) == 1 else numbers
+    if len(counts) != len(SPLITS):
+        raise SpecError(f"--images {images!r} must be one number or three: TRAIN,VAL,TEST")
+    write_synthetic(out, (counts[0], counts[1], counts[2]), seed)
+    drawn = ", ".join(f"{count} {split}" for split, count in zip(SPLITS, counts, strict=True))
+    click.echo(f"Drew {drawn} images into {out}")
+
+
+@data.command()
+@data_options
+@click.option("--out", type=OUT_FOLDER, help="Folder for the pack [default: in the cache folder].")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output.")
+def prepare(data: Path | None, cache_dir: Path | None, out: Path | None, as_json: bool) -> None:
+    """Build the packed form that training reads (or find it in the cache)."""
+    pack = _pack(data, cache_dir, out)
+    if as_json:
+        from sharedenc.data.stats import data_stats
+
+        click.echo(json.dumps(data_stats(pack)))
+        return
+    click.echo(f"{pack.name}: {pack.root}\ndigest {pack.digest}")
+    _warn(pack)
+
+
+@data.command()
+@data_options
+@click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output.")
+def stats(data: Path | None, cache_dir: Path | None, as_json: bool) -> None:
+    """Count images and objects per class and split."""
+    from sharedenc.data.stats import data_stats
+
+    pack = _pack(data, cache_dir)
+    found = data_stats(pack)
+    if as_json:
+        click.echo(json.dumps(found))
+        return
+    _print_stats(found)
+    _warn(pack)
+
+
+@data.command()
+@data_options
+@click.option(
+    "--out",
+    type=click.Path(dir_okay=False, path_type=Path),
+    required=True,
+    help="Picture to write (.png).",
+)
+@click.option("--split", default="train", show_default=True, metavar="[train|val|test]")
+@click.option("--count", type=click.IntRange(min=1), default=16, show_default=True)
+@click.option("--augmented", is_flag=True, help="As training sees them, augmented.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Which images and crops.")
+@recipe_options
+def show(
+    data: Path | None,
+    cache_dir: Path | None,
+    out: Path,
+    split: str,
+    count: int,
+    augmented: bool,
+    seed: int,
+    **options: Any,
+) -> None:
+    """Write a contact sheet: images with their boxes and masks."""
+    from sharedenc.data.dataset import SPLITS
+    from sharedenc.data.show import contact_sheet
+    from sharedenc.errors import check_choice
+
+    check_choice("split", split, SPLITS)
+    pack = _pack(data, cache_dir)
+    contact_sheet(pack, split, out, count, augmented, build_recipe(options), seed)
+    click.echo(f"Wrote {out}")
+
+
+@data.command()
+@click.argument("which", metavar="[coco|voc]")
+@click.option("--out", type=OUT_FOLDER, required=True, help="Folder to unpack into.")
+@click.option("--keep-archives", is_flag=True, help="Do not remove the archives when unpacked.")
+@click.option("--base-url", hidden=True, envvar=BASE_URL_ENV)
+def fetch(which: str, out: Path, keep_archives: bool, base_url: str | None) -> None:
+    """Fetch the official COCO 2017 (19 GB) or Pascal VOC 2007 and 2012 (3 GB)."""
+    from sharedenc.data.fetch import fetch_data
+
+    folder = fetch_data(which, out, keep=keep_archives, base_url=base_url)
+    click.echo(f"Ready: --data {folder}")
+
+
+def _pack(data: Path | None, cache_dir: Path | None, out: Path | None = None) -> PackedDataset:
+    from sharedenc.data.packed import prepare as prepare_pack
+
+    if data is None:
+        raise SpecError(
+            "--data is missing: a COCO 2017 or VOC folder, or a data.yaml. To get one: "
+            "`sharedenc data synthetic --out DIR` or `sharedenc data fetch coco --out DIR`."
+        )
+    return prepare_pack(data, cache_dir, out=out)
+
+
+def _numbers(text: str) -> list[int]:
+    try:
+        numbers = [int(part) for part in text.split(",")]
+    except ValueError:
+        numbers = []
+    if not numbers or min(numbers) < 1:
+        raise SpecError(f"--images {text!r} must be one number or three: TRAIN,VAL,TEST")
+    return numbers
+
+
+def _warn(pack: PackedDataset) -> None:
+    for warning in pack.warnings:
+        click.echo(f"Warning: {warning}", err=True)
+
+
+def _print_stats(found: dict[str, Any]) -> None:
+    splits = found["splits"]
+    wide = max(len(name) for name in [*found["classes"], "median size, px"]) + 2
+
+    def line(title: str, values: list[object]) -> None:
+        click.echo(f"{title:<{wide}}" + "".join(f"{value!s:>12}" for value in values))
+
+    click.echo(
+        f"{found['name']}  (classes {found['class_list']}, tasks {' '.join(found['tasks'])})"
+    )
+    click.echo(f"digest {found['digest']}\n")
+    line("", list(splits))
+    line("images", [split["images"] for split in splits.values()])
+    line(
+        "median size, px",
+        [f"{split['width'][1]}x{split['height'][1]}" for split in splits.values()],
+    )
+    line("stored, MB", [round(split["bytes"] / 1e6, 1) for split in splits.values()])
+    for name in found["classes"]:
+        line(name, [split["objects"][name] for split in splits.values()])
+    line("(crowd regions)", [split["crowd"] for split in splits.values()])
