@@ -158,7 +158,7 @@ def _spawn(root: Path, port: int) -> int:
         "DO_NOT_TRACK": "true",
     }
     log_flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
-    return os.posix_spawn(
+    pid = os.posix_spawn(
         sys.executable,
         command,
         env,
@@ -169,6 +169,12 @@ def _spawn(root: Path, port: int) -> int:
             (os.POSIX_SPAWN_DUP2, 1, 2),
         ],
     )
+    # The kernel shows an empty command line for a moment after it has returned from the spawn.
+    deadline = time.monotonic() + STOP_S
+    while time.monotonic() < deadline and not _is_mlflow(pid):
+        _reap(pid)
+        time.sleep(0.01)
+    return pid
 
 
 def _await_health(root: Path, pid: int, port: int, wait_s: float) -> None:
