@@ -133,9 +133,13 @@ def _load(source: str, digest: str, check: bool, run: Callable[[], object]) -> t
     with _origin(_Origin(source, digest, check)) as origin:
         try:
             run()
-        except SharedencError:
-            raise
         except Exception as error:
+            # All or nothing: a plugin that is mended and loaded again finds its names free.
+            for name in origin.names:
+                for table in (ENCODERS, BACKBONES, OFFICIAL):
+                    table.pop(name, None)
+            if isinstance(error, SharedencError):
+                raise
             raise SpecError(
                 f"plugin {source} fails on import: {type(error).__name__}: {error}"
             ) from error

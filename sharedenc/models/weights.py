@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import http.client
+import os
 import pickle
 import re
 import sys
@@ -95,7 +96,7 @@ def resolve_weights(option: str, backbone: str) -> InitialWeights:
 def _choice_for(option: str, backbone: str) -> str:
     if option in ("default", "none"):
         return option
-    if option and Path(option).expanduser().exists():
+    if option and os.path.exists(os.path.expanduser(option)):  # no error for a long list
         return option
     for_all: list[str] = []
     for_some: dict[str, str] = {}
@@ -136,7 +137,14 @@ def _download(official: OfficialWeights) -> dict[str, Tensor]:
             check_hash=True,
             weights_only=True,
         )
-    except (OSError, RuntimeError, http.client.HTTPException, pickle.UnpicklingError) as error:
+    except (
+        OSError,
+        RuntimeError,
+        ValueError,
+        EOFError,
+        http.client.HTTPException,
+        pickle.UnpicklingError,
+    ) as error:
         raise WeightsError(
             f"{official.name} could not be had from {official.url}: {error}. {WAYS_OUT}"
         ) from error
