@@ -51,10 +51,6 @@ class Job:
     candidates: list[Candidate]
 
     @property
-    def architecture(self) -> str:
-        return self.candidates[0].manifest.architecture
-
-    @property
     def order(self) -> tuple[str, str, str]:
         return self.candidates[0].version.model, self.precision, self.load
 
@@ -130,6 +126,7 @@ class Agent:
         candidates = self._read_candidates(summary)
         known = self.registry.bench_keys(self.device.name)
         done = {key for key, verdict in known.items() if verdict not in self.retry}
+        done |= {result.key for result in self.outbox.pending()}
         jobs = self._plan(candidates, done, summary)
         if not jobs:
             self.say("nothing to do")
