@@ -1,0 +1,140 @@
+"""What a trial occupies and what a machine offers.
+
+Memory is estimated from measured peaks: linear in batch and pixels on top of a fixed part. On a
+CPU the estimate keeps trials from being packed beyond the machine; on a GPU a trial has the
+whole device.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from sharedenc.errors import SpecError
+from sharedenc.spec import Cell, Numerics, Recipe
+from sweeps.order import Demand, Machine
+
+GIB = 2**30
+REFERENCE_PX = 320
+
+# A Python process with torch, MLflow client and data in memory.
+PROCESS_GIB = 0.9
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Training of one backbone with both heads at 320 px in float32, per image of a batch.
+
+    ``gib_per_image``: growth of the peak resident set; ``seconds_per_image``: one core, forward
+    and backward. Both are for a trained encoder.
+    """
+
+    gib_per_image: float
+    seconds_per_image: float
+
+
+# Estimates until measured on the target machine; they steer packing and order, never results.
+COSTS: dict[str, Cost] = {
+    "resnet18": Cost(0.09, 0.18),
+    "mobilenet_v3_large": Cost(0.13, 0.13),
+    "efficientnet_v2_s": Cost(0.40, 0.50),
+    "densenet121": Cost(0.40, 0.45),
+}
+UNKNOWN = Cost(0.40, 0.40)
+
+# Part of a full training step: a frozen encoder keeps no activations and has no backward pass;
+# tuned biases need the gradient of every layer's input.
+FREEZE_MEMORY = {"frozen": 0.4, "bias": 1.0, "none": 1.0}
+FREEZE_TIME = {"frozen": 0.4, "bias": 0.75, "none": 1.0}
+EVALUATION_TIME = 0.4
+
+
+def memory_bytes(cell: Cell, recipe: Recipe, numerics: Numerics) -> int:
+    """Estimated peak of a trial's resident memory on a CPU."""
+    cost = COSTS.get(cell.backbone, UNKNOWN)
+    pixels = (recipe.image_px / REFERENCE_PX) ** 2
+    width = 0.75 if numerics.precision == "bfloat16" else 1.0
+    part = FREEZE_MEMORY.get(cell.freeze, 1.0)
+    activations = cost.gib_per_image * recipe.batch_size * pixels * width * part
+    return int((PROCESS_GIB + activations) * GIB)
+
+
+def work_seconds(cell: Cell, recipe: Recipe, images: tuple[int, int, int]) -> float:
+    """Estimated duration of a trial on one core; ``images`` of training, validation, test."""
+    cost = COSTS.get(cell.backbone, UNKNOWN).seconds_per_image
+    pixels = (recipe.image_px / REFERENCE_PX) ** 2
+    train, val, test = images
+    step = FREEZE_TIME.get(cell.freeze, 1.0) * train + EVALUATION_TIME * val
+    return 3.0 + cost * pixels * (recipe.epochs * step + EVALUATION_TIME * test)
+
+
+def demand(cell: Cell, recipe: Recipe, numerics: Numerics, cpus_per_gpu: float = 2.0) -> Demand:
+    """What a trial asks for: its threads and memory on a CPU, one whole GPU otherwise."""
+    if numerics.device == "cuda":
+        return Demand(cpus=cpus_per_gpu, gpus=1.0, memory=int(2 * PROCESS_GIB * GIB))
+    return Demand(cpus=float(recipe.cpu_threads), memory=memory_bytes(cell, recipe, numerics))
+
+
+def fit(demands: Sequence[Demand], machines: Sequence[Machine]) -> list[Demand]:
+    """Fit demands to machines: a trial larger than any machine gets a whole one to itself.
+
+    When every machine could run the largest demand in each of its slots, all ask for that much:
+    then any trial can take over any worker process, which saves starting a new one.
+
+    Raises:
+        SpecError: no machine has the cores or GPUs of a trial.
+    """
+    clamped = []
+    for item in demands:
+        able = [m for m in machines if m.holds(replace(item, memory=0))]
+        if not able:
+            raise SpecError(
+                f"a trial asks for {item.cpus:g} CPU cores and {item.gpus:g} GPUs, but the "
+                f"largest machine has {max(m.cpus for m in machines):g} and "
+                f"{max(m.gpus for m in machines):g}; lower --cpu-threads or use another machine"
+            )
+        clamped.append(replace(item, memory=min(item.memory, max(m.memory for m in able))))
+    if len({(d.cpus, d.gpus) for d in clamped}) != 1:
+        return clamped
+    largest = max(clamped, key=lambda d: d.memory)
+    if all(m.memory >= largest.memory * slots(m, largest) for m in machines):
+        return [largest] * len(clamped)
+    return clamped
+
+
+def slots(machine: Machine, demand: Demand) -> int:
+    """How many trials of this demand a machine's cores and GPUs could hold at once."""
+    by_cpu = machine.cpus // demand.cpus if demand.cpus else float("inf")
+    by_gpu = machine.gpus // demand.gpus if demand.gpus else float("inf")
+    return int(min(by_cpu, by_gpu))
+
+
+def local_machine(cpus: float | None = None, memory_gib: float | None = None) -> Machine:
+    """This machine's cores (those this process may use), free memory and GPUs."""
+    memory = int(memory_gib * GIB) if memory_gib else int(0.9 * available_memory())
+    cores = cpus or len(os.sched_getaffinity(0))
+    return Machine(cpus=float(cores), gpus=float(count_gpus()), memory=memory)
+
+
+def available_memory() -> int:
+    """Bytes that can be used without swapping: the kernel's estimate, or the container's limit."""
+    available = 0
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith("MemAvailable:"):
+            available = int(line.split()[1]) * 1024
+    try:
+        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
+        used = int(Path("/sys/fs/cgroup/memory.current").read_text())
+    except OSError:
+        return available
+    return available if limit == "max" else max(min(available, int(limit) - used), 0)
+
+
+def count_gpus() -> int:
+    """NVIDIA devices that this process may see, without importing torch."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return len([item for item in visible.split(",") if item.strip() not in ("", "-1")])
+    return len(list(Path("/dev").glob("nvidia[0-9]*")))
