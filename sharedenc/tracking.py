@@ -50,6 +50,8 @@ RUN_STATUS = {
 """MLflow's own status for each of our states."""
 
 SPOOL = "unsent.jsonl"
+END_WAIT_S, STOPPED_WAIT_S = 60.0, 3.0
+"""How long the end of a run waits for a server that is away."""
 
 
 @dataclass(frozen=True)
@@ -353,10 +355,11 @@ class MlflowRun:
             self._unsent = [json.loads(line) for line in lines] + self._unsent
         self._flush()
 
-    def end(self, state: str, reason: str | None = None, *, wait_s: float = 60.0) -> None:
+    def end(self, state: str, reason: str | None = None) -> None:
         self.tags({STATE: state} | ({REASON: reason} if reason is not None else {}))
         self._say("end", {"status": RUN_STATUS[state]})
-        deadline = time.monotonic() + wait_s
+        # Whoever pressed Ctrl-C waits for this; everybody else has time.
+        deadline = time.monotonic() + (STOPPED_WAIT_S if state == "stopped" else END_WAIT_S)
         while self._unsent and time.monotonic() < deadline:
             time.sleep(1.0)
             self._flush()

@@ -1,0 +1,282 @@
+"""``sharedenc train CELL``: one cell, in this process."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from sharedenc.cli.options import (
+    build_recipe,
+    data_options,
+    load_plugins,
+    plugin_option,
+    recipe_options,
+    runs_option,
+    runs_root,
+    weights_option,
+)
+from sharedenc.errors import SpecError
+from sharedenc.spec import (
+    BACKBONES,
+    Cell,
+    Recipe,
+    Trial,
+    device_kind,
+    installed_torch,
+    resolve_numerics,
+)
+
+if TYPE_CHECKING:
+    from sharedenc.data.packed import PackedDataset
+    from sharedenc.tracking import Tracker
+    from sharedenc.training.job import EpochReport, OnEpoch, Outcome
+
+SHOWN = ("train/loss", "val/loss", "val/mAP", "val/mIoU")
+
+
+@click.command()
+@click.argument("cell")
+@data_options
+@recipe_options
+@click.option("--lr", type=float, help="Learning rate [default: the backbone's published one].")
+@click.option("--seed", type=int, default=0, show_default=True)
+@weights_option
+@click.option(
+    "--encoder",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="For a swap: best.safetensors of the other task's baseline. Without it, that baseline is "
+    "trained first.",
+)
+@click.option("--workers", type=click.IntRange(0), default=0, help="Loader processes [default: 0].")
+@click.option("--track/--no-track", default=True, help="Write to MLflow [default: yes].")
+@runs_option
+@plugin_option
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object at the end.")
+@click.pass_context
+def train(ctx: click.Context, cell: str, **options: Any) -> None:
+    """Train one CELL, for example resnet18/baseline/seg, resnet18/swap-bias/det, resnet18/dual.
+
+    Runs through the same code as a sweep, without Ray. Started again after an interruption, it
+    goes on from the last whole epoch.
+    """
+    plugins = load_plugins(options["plugins"])
+    wanted = Cell.parse(cell)
+    if options["encoder"] is not None and wanted.source is None:
+        raise SpecError(f"--encoder is for swap cells; {wanted} starts from --weights.")
+    if options["data"] is None:
+        raise SpecError("--data DIR is missing: a COCO 2017 or VOC folder, or a data.yaml.")
+    recipe = build_recipe(options)
+
+    from sharedenc.data.packed import prepare
+    from sharedenc.training.checkpoint import read_checkpoint
+
+    pack = prepare(options["data"], options["cache_dir"])
+    for warning in pack.warnings:
+        click.echo(f"Warning: {warning}", err=True)
+    session = Session(
+        pack=pack,
+        recipe=recipe,
+        lr=options["lr"],
+        seed=options["seed"],
+        weights=options["weights"],
+        workers=options["workers"],
+        plugins=plugins,
+        root=runs_root(options["runs_dir"]),
+    )
+    parent: Path | None = None
+    parent_key: str | None = None
+    with _tracker(session.root, track=options["track"]) as tracker:
+        if wanted.source is not None:
+            parent = options["encoder"]
+            if parent is None:
+                click.echo(f"{wanted} needs {wanted.source} first.", err=True)
+                parent, parent_key = session.source(tracker, wanted.source, ctx)
+            else:
+                parent_key = str(read_checkpoint(parent)[1].get("key"))
+        trial = session.trial(wanted, parent_key)
+        run_id, outcome = session.run(tracker, trial, parent)
+    _finish(ctx, outcome)
+    assert outcome.result is not None, "an outcome that is not failed has a result"
+    answer = {
+        "cell": wanted.name,
+        "key": trial.key,
+        "run_id": run_id if options["track"] else None,
+        "val": outcome.result.val,
+        "test": with_ap_list(outcome.result.test),
+    }
+    if options["as_json"]:
+        click.echo(json.dumps(answer))
+        return
+    scores = ", ".join(
+        f"{name} {value:.4f}"
+        for name, value in outcome.result.test.items()
+        if name in ("mAP", "mAP50", "mIoU", "pixel_acc")
+    )
+    click.echo(
+        f"{wanted}: test {scores} (best of {outcome.result.epochs} epochs: "
+        f"{outcome.result.best_epoch})"
+    )
+    click.echo(f"checkpoint: {outcome.result.checkpoint}")
+    if options["track"]:
+        click.echo(f"run {run_id}; `sharedenc ui` shows it.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Session:
+    """What the cells of one call have in common."""
+
+    pack: PackedDataset
+    recipe: Recipe
+    lr: float | None
+    seed: int
+    weights: str
+    workers: int
+    plugins: tuple[str, ...]
+    root: Path
+
+    @property
+    def study(self) -> str:
+        return f"train-{self.pack.name}"
+
+    def trial(self, cell: Cell, parent_key: str | None) -> Trial:
+        """The trial of a cell on this machine, with the published learning rate by default."""
+        from sharedenc.models.weights import resolve_weights
+
+        lr = self.lr if self.lr is not None else BACKBONES[cell.backbone].lr
+        if lr is None:
+            raise SpecError(
+                f"backbone {cell.backbone!r} has no published learning rate: give --lr."
+            )
+        return Trial(
+            cell=cell,
+            recipe=self.recipe,
+            lr=lr,
+            seed=self.seed,
+            data_digest=self.pack.digest,
+            weights_digest=resolve_weights(self.weights, cell.backbone).digest,
+            numerics=resolve_numerics(self.recipe, cell.backbone, _kind(), installed_torch()),
+            parent_key=parent_key,
+        )
+
+    def work_dir(self, trial: Trial) -> Path:
+        return self.root / "studies" / self.study / "trials" / trial.key[:16]
+
+    def source(self, tracker: Tracker, cell: Cell, ctx: click.Context) -> tuple[Path, str]:
+        """Return a swap's source checkpoint and key; trained now unless it lies there already."""
+        from sharedenc.training.checkpoint import BEST, RESUME
+
+        trial = self.trial(cell, None)
+        folder = self.work_dir(trial)
+        finished = (folder / "result.json").exists() and not (folder / RESUME).exists()
+        if not finished:
+            _, outcome = self.run(tracker, trial, None)
+            _finish(ctx, outcome)
+        return folder / BEST, trial.key
+
+    def run(self, tracker: Tracker, trial: Trial, parent: Path | None) -> tuple[str, Outcome]:
+        """Train one trial as a run of its own; returns the run's id."""
+        from sharedenc.training.job import trial_tags
+        from sharedenc.training.run import TrialJob, run_and_record
+
+        cell = trial.cell
+        tags = trial_tags(
+            trial,
+            study=self.study,
+            stage=cell.strategy,
+            data=self.pack.name,
+            classes=self.pack.classes,
+        )
+        parent_id = tracker.study(self.study, {"sharedenc.data": self.pack.name})
+        run = tracker.child(self.study, parent_id, cell.name, {**tags, "sharedenc.attempt": 1})
+        job = TrialJob(
+            trial=trial,
+            pack=self.pack.root,
+            weights=self.weights,
+            parent=parent,
+            work_dir=self.work_dir(trial),
+            device=trial.numerics.device,
+            workers=self.workers,
+            plugins=self.plugins,
+        )
+        with _progress(cell, self.recipe.epochs) as on_epoch:
+            return run.run_id, run_and_record(job, run, on_epoch)
+
+
+def with_ap_list(metrics: Mapping[str, float]) -> dict[str, Any]:
+    """Metrics with the ten APs, if there are any, also as a list ``ap_per_iou``."""
+    per_iou = [value for name, value in sorted(metrics.items()) if name.startswith("AP_0.")]
+    return {**metrics, "ap_per_iou": per_iou} if per_iou else dict(metrics)
+
+
+def _kind() -> Any:
+    """The kind of device that torch can use here: a hidden or unusable GPU is none."""
+    import torch
+
+    kind = device_kind()
+    return "cpu" if kind == "cuda" and not torch.cuda.is_available() else kind
+
+
+def _finish(ctx: click.Context, outcome: Outcome) -> None:
+    """End the command when a trial failed, with its reason and the exit code of its error."""
+    if outcome.state == "failed":
+        if outcome.kind == "code" and outcome.traceback:
+            click.echo(outcome.traceback, err=True)
+        click.echo(f"Error: {outcome.reason}", err=True)
+        ctx.exit(outcome.exit_code)
+
+
+@contextlib.contextmanager
+def _tracker(root: Path, *, track: bool) -> Iterator[Tracker]:
+    from sharedenc.tracking import MemoryTracker, MlflowTracker
+
+    if not track:
+        memory = MemoryTracker()
+        try:
+            yield memory
+        finally:
+            memory.close()
+        return
+    from sharedenc.mlflow_server import serve
+
+    with serve(root) as server:
+        yield MlflowTracker(server.uri)
+
+
+@contextlib.contextmanager
+def _progress(cell: Cell, epochs: int) -> Iterator[OnEpoch]:
+    """Show epochs on standard error: a bar on a terminal, and a line for each epoch."""
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    with Progress(
+        *columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal
+    ) as bar:
+        task = bar.add_task(cell.name, total=epochs)
+
+        def on_epoch(report: EpochReport) -> bool:
+            shown = "  ".join(
+                f"{name} {report.metrics[name]:.4f}" for name in SHOWN if name in report.metrics
+            )
+            line = f"epoch {report.epoch}/{report.epochs}  {shown}  {report.seconds:.1f} s"
+            if console.is_terminal:
+                bar.console.print(line, highlight=False)
+            else:
+                click.echo(f"{cell}  {line}", err=True)
+            bar.update(task, completed=report.epoch)
+            return False
+
+        yield on_epoch

@@ -1,0 +1,1 @@
+"""Training one trial: losses, schedule, loop, checkpoints, and the run from start to end."""

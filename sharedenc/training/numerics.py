@@ -1,0 +1,62 @@
+"""Resolved numerics, applied: threads, TF32, mixed precision, memory format, and seeds."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sharedenc.data.batch import normalise
+from sharedenc.models.network import Network
+from sharedenc.spec import Numerics
+
+
+@contextlib.contextmanager
+def applied(numerics: Numerics) -> Iterator[None]:
+    """Set the process-wide switches for one trial and put them back afterwards."""
+    threads = torch.get_num_threads()
+    precision = torch.get_float32_matmul_precision()
+    cudnn_tf32 = torch.backends.cudnn.allow_tf32
+    benchmark = torch.backends.cudnn.benchmark
+    if numerics.cpu_threads > 0:
+        torch.set_num_threads(numerics.cpu_threads)
+    torch.set_float32_matmul_precision("high" if numerics.tf32 else "highest")
+    torch.backends.cudnn.allow_tf32 = numerics.tf32
+    torch.backends.cudnn.benchmark = numerics.device == "cuda"
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        torch.set_float32_matmul_precision(precision)
+        torch.backends.cudnn.allow_tf32 = cudnn_tf32
+        torch.backends.cudnn.benchmark = benchmark
+
+
+def seed_everything(seed: int) -> None:
+    """Seed every global generator. Data order and augmentation have generators of their own."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def place(network: Network, numerics: Numerics, device: str) -> Network:
+    """Move a network to its device and memory format."""
+    layout = (
+        torch.channels_last
+        if numerics.memory_format == "channels_last"
+        else torch.contiguous_format
+    )
+    return network.to(device=device, memory_format=layout)  # type: ignore[call-overload,no-any-return]
+
+
+def forward(network: Network, images: Tensor, numerics: Numerics) -> dict[str, Tensor]:
+    """Run the network on uint8 images ``[B, 3, S, S]`` that lie on its device."""
+    x = normalise(images, memory_format=numerics.memory_format)
+    mixed = numerics.precision == "bfloat16"
+    with torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=mixed):
+        outputs: dict[str, Tensor] = network(x)
+    return outputs
