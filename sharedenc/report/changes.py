@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from sharedenc.report.collect import StudyRows, TrialRow
+from sharedenc.report.published import published_backbones
 
 # Which task a test metric belongs to, by its first letters.
 _SEG_METRICS = ("mIoU", "pixel_acc", "IoU_")
@@ -29,6 +30,11 @@ class Figure:
     runs: int = 0
     why: str = ""
     mark: str = ""
+
+    @property
+    def short(self) -> str:
+        """The reason up to its first colon: ``failed`` of ``failed: loss is NaN``."""
+        return self.why.split(":")[0]
 
     @classmethod
     def of(cls, values: Sequence[float], mark: str = "") -> Figure:
@@ -91,7 +97,10 @@ class Scores:
         self._cells: dict[tuple[str, str, str, str], list[TrialRow]] = {}
         for row in rows.final:
             self._cells.setdefault(row.place, []).append(row)
-        self.backbones = tuple(dict.fromkeys(row.backbone for row in rows.final))
+        mine = dict.fromkeys(row.backbone for row in rows.final)
+        order = published_backbones()
+        known = [name for name in order if name in mine]
+        self.backbones = (*known, *(name for name in mine if name not in order))
         found = {(row.strategy, row.freeze): Method(row.strategy, row.freeze) for row in rows.final}
         self.methods = METHODS + tuple(m for m in found.values() if m not in METHODS)
 

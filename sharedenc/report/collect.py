@@ -330,17 +330,22 @@ def _run(run: Any) -> RunData:
 def _versions(client: MlflowClient, study: str) -> list[VersionData]:
     found: list[VersionData] = []
     token: str | None = None
-    quoted = study.replace("'", "''")
+    # MLflow's filters know no escapes, so the quote is one that the name does not have.
+    quote = next((mark for mark in "'\"" if mark not in study), "")
+    where = f"tags.`sharedenc.study` = {quote}{study}{quote}" if quote else ""
     while True:
-        page = client.search_model_versions(
-            f"tags.`sharedenc.study` = '{quoted}'", max_results=_PAGE, page_token=token
-        )
+        page = client.search_model_versions(where, max_results=_PAGE, page_token=token)
         found.extend(
             VersionData(model=v.name, version=int(v.version), tags=dict(v.tags)) for v in page
         )
         token = page.token
         if not token:
-            return [v for v in found if {"sharedenc.backbone", "sharedenc.graph"} <= set(v.tags)]
+            return [v for v in found if _is_export_of(study, v.tags)]
+
+
+def _is_export_of(study: str, tags: Mapping[str, str]) -> bool:
+    exported = {"sharedenc.backbone", "sharedenc.graph"} <= set(tags)
+    return exported and tags.get("sharedenc.study") == study
 
 
 def _bench_runs(client: MlflowClient) -> list[RunData]:

@@ -18,16 +18,17 @@ _MARKERS = ("o", "s", "^", "D", "v", "P")
 
 
 def score_bars(scores: Scores, beside: dict[tuple[str, str, str], float], head: str) -> bytes:
-    """Bars of test mIoU and mAP per method and backbone; a tick marks the published score.
+    """Bars of test mIoU and mAP per method and backbone; a line marks the published score.
 
     Args:
         beside: Published score by backbone, method name and metric.
-        head: What the published scores are ("published" or a reference on other data).
+        head: What the published scores are; a mere reference is drawn pale.
 
     Returns:
         A PNG.
     """
     metrics = list(HEADLINE.values())
+    ink = "#222" if head == "published" else "#aaa"
     figure = _figure(9.0, 3.0 * len(metrics))
     axes = figure.subplots(len(metrics), 1)
     names, methods = scores.backbones, scores.methods
@@ -49,14 +50,14 @@ def score_bars(scores: Scores, beside: dict[tuple[str, str, str], float], head: 
                 if known is not None:
                     ticks.append((place, known))
         for place, known in ticks:
-            axis.plot([place - width / 2, place + width / 2], [known] * 2, color="#222", lw=1.4)
+            axis.plot([place - width / 2, place + width / 2], [known] * 2, color=ink, lw=1.4)
         axis.set_xticks(range(len(methods)), [method.name for method in methods])
         axis.set_ylabel(f"test {metric}")
         axis.set_ylim(bottom=0)
         axis.set_title("Segmentation" if task_of(metric) == "seg" else "Detection", loc="left")
     handles = [_patch(_COLOURS[i % 7], name) for i, name in enumerate(names)]
     if ticks:
-        handles.append(_line("#222", head))
+        handles.append(_line(ink, head))
     figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False)
     return _png(figure)
 
@@ -82,8 +83,8 @@ def cost_scatter(deployments: Sequence[Deployment], timed: str) -> bytes | None:
             )
         axis.set_xlabel("ms per picture, both tasks (p50)")
         axis.set_ylabel(f"test {metric}")
-        axis.set_xlim(left=0)
-        axis.set_ylim(bottom=0)
+        axis.set_xlim(0, 1.1 * max(d.latency_ms for d in deployments))
+        axis.set_ylim(0, 1.1 * max(getattr(d, metric) for d in deployments) or 1.0)
         axis.grid(alpha=0.3)
     handles = [_patch(_COLOURS[i % 7], name) for i, name in enumerate(backbones)]
     handles += [_point(_MARKERS[i % 6], name) for i, name in enumerate(ways)]

@@ -20,7 +20,7 @@ from sharedenc.report.tables import (
 from sharedenc.report.text import number_text, published_text
 
 _CAPTIONS = {
-    "scores": "Test scores by method. An x is a cell without a score; a dark line is {head}.",
+    "scores": "Test scores by method. An x is a cell without a score; a line is {head}.",
     "cost": (
         "What it costs to serve both tasks, timed on {timed}. One frozen encoder with two heads "
         "has the dual network's architecture and time; a bias pair needs two passes."

@@ -78,6 +78,11 @@ def published() -> Published:
     return Published(raw["source"], raw["data"], raw["class_list"], raw["device"], tables)
 
 
+def published_backbones() -> list[str]:
+    """The published backbones, in the order of the tables."""
+    return [labels[0] for labels in published().tables["4.4"].cells]
+
+
 def inconsistencies(numbers: Published) -> list[str]:
     """Find printed numbers that rounding cannot reconcile, by computing them again.
 

@@ -13,7 +13,7 @@ from typing import Literal
 from sharedenc.errors import SharedencError
 from sharedenc.report.changes import METHODS, Figure, Method, Scores
 from sharedenc.report.collect import StudyRows, TimingRow
-from sharedenc.report.published import Published, published
+from sharedenc.report.published import Published, published, published_backbones
 
 Compare = Literal["data", "architecture", "device"]
 Unit = Literal["fraction", "percent", "million", "ms", "qps"]
@@ -23,8 +23,8 @@ Count = Callable[[str, str, int], int]
 PUBLISHED_PRECISIONS = {"fp32": "fp32", "int8-unscaled": "int8"}
 # It computed Table 5.1 with heads of 3 classes, background counted.
 CLASSES_OF_5_1 = 3
-# Names under which the full COCO 2017 is read.
-_COCO_NAMES = {"coco", "coco2017", "coco-2017"}
+# The name that the reader gives to a folder with the image counts of the full COCO 2017.
+_PUBLISHED_DATA = "coco2017"
 IOU_STEPS = tuple(f"{0.5 + 0.05 * i:.2f}" for i in range(1, 10))
 SYNTHETIC_WARNING = (
     "Synthetic data: drawn shapes. These figures show that the machinery works; "
@@ -125,7 +125,7 @@ def is_published_data(rows: StudyRows, numbers: Published) -> bool:
     from sharedenc.data.classes import VOC20
 
     assert numbers.class_list == VOC20.name
-    return rows.data.lower() in _COCO_NAMES and rows.classes == VOC20.names
+    return rows.data == _PUBLISHED_DATA and rows.classes == VOC20.names
 
 
 def build_tables(facts: Facts, specs: Sequence[TableSpec] | None = None) -> list[Table]:
@@ -161,11 +161,11 @@ def published_head(compare: Compare, rows: StudyRows, numbers: Published) -> str
 
 
 def _reasons(key: RowKey, columns: Sequence[Column], entries: Sequence[Entry]) -> list[str]:
-    """Why numbers are missing or doubtful, one line per reason; absent rows need none."""
+    """Why numbers are missing or doubtful, where the cell itself does not say it all."""
     where: dict[str, list[str]] = {}
     for column, entry in zip(columns, entries, strict=True):
         text = entry.ours.mark or entry.ours.why
-        if text and text != "not in this study":
+        if text != entry.ours.short:
             where.setdefault(text, []).append(column.name)
     name = " ".join(key.labels)
     return [f"{name}, {', '.join(heads)}: {text}" for text, heads in where.items()]
@@ -173,8 +173,7 @@ def _reasons(key: RowKey, columns: Sequence[Column], entries: Sequence[Entry]) -
 
 def _backbones(facts: Facts) -> list[str]:
     """The published backbones in their order, then the study's others."""
-    known = [labels[0] for labels in published().tables["4.4"].cells]
-    return known + [name for name in facts.scores.backbones if name not in known]
+    return list(dict.fromkeys([*published_backbones(), *facts.scores.backbones]))
 
 
 def _backbone_rows(method: Method) -> Callable[[Facts], list[RowKey]]:
@@ -201,23 +200,26 @@ def _method_rows(facts: Facts) -> list[RowKey]:
 
 
 def _timing_rows(facts: Facts) -> list[RowKey]:
-    setups = list(dict.fromkeys(row.setup for row in facts.rows.timings)) or [""]
+    """Per setup: the published precisions of all backbones, and whatever else was timed.
+
+    The published timings are of trtexec's stream load; another load has no counterpart.
+    """
+    timed = {(row.setup, row.backbone, row.precision) for row in facts.rows.timings}
     keys = []
-    for setup in setups:
-        timed = {row.precision for row in facts.rows.timings if row.setup == setup}
-        # The published timings are of trtexec's stream load; other loads have no counterpart.
+    for setup in dict.fromkeys(row.setup for row in facts.rows.timings) or [""]:
         beside = PUBLISHED_PRECISIONS if not setup or setup.endswith(", stream") else {}
-        precisions = list(beside) + sorted(timed - set(beside))
+        others = sorted({p for where, _, p in timed if where == setup} - set(beside))
         keys += [
             RowKey(
-                labels=(name, precision, setup or "not timed"),
+                labels=(name, precision, setup or "nothing yet"),
                 published=(name, beside[precision]) if precision in beside else (),
                 backbone=name,
                 setup=setup,
                 precision=precision,
             )
             for name in _backbones(facts)
-            for precision in precisions
+            for precision in (*beside, *others)
+            if precision in beside or (setup, name, precision) in timed
         ]
     return keys
 
@@ -332,8 +334,9 @@ def _timing(graph: str, what: Literal["throughput", "latency"], name: str = "") 
 _GRAPHS = ("encoder", "seg", "det", "dual")
 _SEG = (_score("mIoU"), _change("mIoU"), _score("pixel_acc"), _change("pixel_acc"))
 _DET = (_score("mAP"), _change("mAP"), _score("mAP50"), _change("mAP50"))
-_COUNTED = {graph: _counted(graph) for graph in _GRAPHS}
-_TRAINED = {graph: _trained(graph) for graph in _GRAPHS}
+# Table 5.1 has detection first.
+_COUNTED = {graph: _counted(graph) for graph in ("encoder", "det", "seg", "dual")}
+_TRAINED = {graph: _trained(graph) for graph in _COUNTED}
 _P50 = "Latency is the median (p50)."
 
 

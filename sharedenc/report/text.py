@@ -26,9 +26,9 @@ _UNIT_HEADS: dict[Unit, str] = {
 
 
 def number_text(figure: Figure, unit: Unit) -> str:
-    """A number of ours as readers see it; a missing one is the first word of its reason."""
+    """A number of ours as readers see it; a missing one is the start of its reason."""
     if figure.value is None:
-        return figure.why.split(":")[0] if len(figure.why) < 200 else "missing"
+        return figure.short
     text = _DIGITS[unit].format(figure.value)
     if figure.runs > 1 and figure.low is not None and figure.high is not None:
         low, high = (

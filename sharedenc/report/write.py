@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -47,9 +48,14 @@ def write_report(uri: str, study: str, out: Path) -> ReportPaths:
         SpecError: there is no such study, or it has no cells.
         TrackingError: the server cannot be reached.
     """
+    return write_rows(collect(uri, study), out, _count())
+
+
+def _count() -> Count:
+    """The package's own networks, each built once."""
     from sharedenc.models.build import count_parameters
 
-    return write_rows(collect(uri, study), out, count_parameters)
+    return cache(count_parameters)
 
 
 def write_rows(rows: StudyRows, out: Path, count: Count) -> ReportPaths:
