@@ -164,8 +164,7 @@ def map_categories(
     merge = merge or {}
     names = list(categories.values())
     sides = f"{where} has: {', '.join(sorted(names))}. Asked for: {_asked(classes, merge, ignore)}."
-    if twice := _doubled(names):
-        raise DataError(f"{where} has more than one category {_quoted(twice)}. {sides}")
+    require_single(names, where)
     used = [old for olds in merge.values() for old in olds] + list(ignore)
     if twice := _doubled(used):
         raise DataError(f"`merge:` and `ignore:` use {_quoted(twice)} more than once. {sides}")
@@ -197,6 +196,16 @@ def map_categories(
         hint = nearest(missing[0], names)
         raise DataError(f"{where} lacks the classes {_quoted(missing)}.{hint} {sides}")
     return labels
+
+
+def require_single(names: Iterable[str], where: str) -> None:
+    """Raise `DataError` when a category's name comes twice."""
+    names = list(names)
+    if twice := _doubled(names):
+        raise DataError(
+            f"{where} has more than one category {_quoted(twice)}; it has: "
+            f"{', '.join(sorted(names))}"
+        )
 
 
 def _asked(classes: ClassList, merge: Mapping[str, Sequence[str]], ignore: Sequence[str]) -> str:

@@ -9,7 +9,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeGuard
 
-from sharedenc.data.classes import CLASS_LISTS, ClassList, default_names, map_categories, named_list
+from sharedenc.data.classes import (
+    CLASS_LISTS,
+    ClassList,
+    default_names,
+    map_categories,
+    named_list,
+    require_single,
+)
 from sharedenc.data.dataset import (
     DataRules,
     Record,
@@ -247,6 +254,7 @@ def _categories(content: dict[str, Any], path: Path) -> dict[int, str]:
         found[key] = str(_field(entry, "name", where))
     if not found:
         raise DataError(f"{path} lists no categories")
+    require_single(found.values(), str(path))
     return found
 
 

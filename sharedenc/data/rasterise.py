@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import numpy as np
@@ -70,7 +71,17 @@ def object_mask(item: SourceObject, record: Record) -> npt.NDArray[np.bool_]:
         encoded: Any = coco_mask.frPyObjects({"size": list(size), "counts": runs}, *size)
     else:
         encoded = coco_mask.merge(coco_mask.frPyObjects(item.segmentation, *size))
-    decoded: npt.NDArray[np.bool_] = coco_mask.decode(encoded).astype(bool)
+    return decode(encoded)
+
+
+def decode(encoded: Any) -> npt.NDArray[np.bool_]:
+    """Return the pixels of pycocotools' compressed mask, bool ``[height, width]``."""
+    from pycocotools import mask as coco_mask
+
+    with warnings.catch_warnings():
+        # pycocotools 2.0 has not followed numpy 2's __array__ signature; the result is right.
+        warnings.filterwarnings("ignore", "__array__ implementation", DeprecationWarning)
+        decoded: npt.NDArray[np.bool_] = coco_mask.decode(encoded).astype(bool)
     return decoded
 
 

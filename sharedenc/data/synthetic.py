@@ -20,6 +20,7 @@ import numpy.typing as npt
 
 from sharedenc.data.classes import VOC20, ClassList
 from sharedenc.data.dataset import SPLITS
+from sharedenc.data.rasterise import decode
 from sharedenc.errors import DataError, SpecError
 
 Points = npt.NDArray[np.float64]
@@ -228,7 +229,7 @@ def _paint(
 
     height, width = picture.shape[:2]
     encoded = coco_mask.frPyObjects([points.ravel().tolist()], height, width)
-    inside: npt.NDArray[np.bool_] = coco_mask.decode(encoded[0]).astype(bool)
+    inside = decode(encoded[0])
     colour, second = _colours(index, count)
     shade = int(rng.integers(-18, 19))
     rows, columns = np.nonzero(inside)

@@ -183,7 +183,11 @@ class VocSource:
                 if optional:
                     continue
                 raise DataError(f"{path} does not exist; it lists the images of VOC's {name} set")
-            listed = [_Image(folder, line.split()[0]) for line in path.open() if line.strip()]
+            listed = [
+                _Image(folder, line.split()[0])
+                for line in path.read_text().splitlines()
+                if line.strip()
+            ]
             if optional:
                 # VOC2012's test list comes without annotations.
                 listed = [i for i in listed if (folder / "Annotations" / f"{i.name}.xml").is_file()]
