@@ -155,9 +155,11 @@ def published_head(compare: Compare, rows: StudyRows, numbers: Published) -> str
         return "published"
     if compare == "data":
         return "published" if is_published_data(rows, numbers) else "reference (other data)"
-    devices = {row.device for row in rows.timings if row.backend == "tensorrt"}
-    same = bool(devices) and all("orin" in device.lower() for device in devices)
-    return "published" if same else "reference (other device)"
+    same = bool(rows.timings) and all(
+        row.backend == "tensorrt" and row.load == "stream" and "orin" in row.device.lower()
+        for row in rows.timings
+    )
+    return "published" if same else "reference (other device or load)"
 
 
 def _reasons(key: RowKey, columns: Sequence[Column], entries: Sequence[Entry]) -> list[str]:
@@ -200,26 +202,28 @@ def _method_rows(facts: Facts) -> list[RowKey]:
 
 
 def _timing_rows(facts: Facts) -> list[RowKey]:
-    """Per setup: the published precisions of all backbones, and whatever else was timed.
-
-    The published timings are of trtexec's stream load; another load has no counterpart.
-    """
+    """Per setup what was timed in it; the first also has the published precisions not timed yet."""
     timed = {(row.setup, row.backbone, row.precision) for row in facts.rows.timings}
+    setups = list(dict.fromkeys(row.setup for row in facts.rows.timings)) or [""]
+    untimed = [p for p in PUBLISHED_PRECISIONS if p not in {precision for _, _, precision in timed}]
     keys = []
-    for setup in dict.fromkeys(row.setup for row in facts.rows.timings) or [""]:
-        beside = PUBLISHED_PRECISIONS if not setup or setup.endswith(", stream") else {}
-        others = sorted({p for where, _, p in timed if where == setup} - set(beside))
+    for setup in setups:
+        here = {precision for where, _, precision in timed if where == setup}
+        shown = [
+            p for p in PUBLISHED_PRECISIONS if p in here or (p in untimed and setup == setups[0])
+        ]
+        others = sorted(here - set(shown))
         keys += [
             RowKey(
                 labels=(name, precision, setup or "nothing yet"),
-                published=(name, beside[precision]) if precision in beside else (),
+                published=(name, PUBLISHED_PRECISIONS[precision]) if precision in shown else (),
                 backbone=name,
                 setup=setup,
                 precision=precision,
             )
             for name in _backbones(facts)
-            for precision in (*beside, *others)
-            if precision in beside or (setup, name, precision) in timed
+            for precision in (*shown, *others)
+            if precision in shown or (setup, name, precision) in timed
         ]
     return keys
 
@@ -337,7 +341,10 @@ _DET = (_score("mAP"), _change("mAP"), _score("mAP50"), _change("mAP50"))
 # Table 5.1 has detection first.
 _COUNTED = {graph: _counted(graph) for graph in ("encoder", "det", "seg", "dual")}
 _TRAINED = {graph: _trained(graph) for graph in _COUNTED}
-_P50 = "Latency is the median (p50)."
+_P50 = (
+    "Latency is the median (p50). The published timings are of the load `stream` "
+    "(two queries in flight); `single` is one query at a time."
+)
 
 
 def _scores(number: str, title: str, method: Method, columns: tuple[Column, ...]) -> TableSpec:
