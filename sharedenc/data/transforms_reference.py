@@ -58,7 +58,8 @@ def apply_reference(raw: RawSample, augmentation: Augmentation, recipe: Recipe) 
     if augmentation.blur_sigma is not None:
         image = F.gaussian_blur(image, [recipe.blur_kernel] * 2, [augmentation.blur_sigma] * 2)
 
-    flat = boxes.as_subclass(torch.Tensor)
+    # Once more: in float32 the resize leaves a border box a hair outside.
+    flat = F.clamp_bounding_boxes(boxes, clamping_mode="hard").as_subclass(torch.Tensor)
     sides = flat[:, 2:] - flat[:, :2]
     keep = (sides >= recipe.min_box_px).all(1) & (sides > 0).all(1)
     keep &= visible >= recipe.min_visible * box_area(source)

@@ -211,7 +211,7 @@ def test_bad_ground_truth_is_named() -> None:
         coco_ap({"images": [], "categories": [], "annotations": []}, rows)
     double = truth([])
     double["categories"][1]["name"] = "cat"
-    with pytest.raises(DataError, match="twice.*cat"):
+    with pytest.raises(DataError, match=r"twice.*cat"):
         coco_ap(double, rows)
     stray = truth([[0, 0, 1, 1]])
     stray["annotations"][0]["image_id"] = 5
