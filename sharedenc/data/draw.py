@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import colorsys
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import cv2
@@ -27,16 +28,33 @@ MIN_NAMED_SHARE = 0.004
 
 
 def class_colour(label: int) -> Colour:
-    """An RGB colour for class ``label`` (1, 2, ...): neighbours differ, any number of classes.
+    """The RGB colour of class ``label`` (1, 2, ...): each far from all the earlier ones."""
+    return _palette()[(label - 1) % len(_palette())]
 
-    Hues step by the golden angle, which never repeats; lightness and saturation cycle with
-    periods of their own so that hues that come close again still differ.
+
+@lru_cache(maxsize=1)
+def _palette() -> list[Colour]:
+    """254 colours, chosen one by one from a grid as the farthest in Lab space from those before.
+
+    Dull, very dark and very pale ones are not on the grid: they would not show on a photo, and
+    pale grey means ignored.
     """
-    hue = (label * 0.61803398875) % 1.0
-    lightness = (0.52, 0.40, 0.64)[label % 3]
-    saturation = (0.95, 0.70)[label % 2]
-    red, green, blue = colorsys.hls_to_rgb(hue, lightness, saturation)
-    return round(red * 255), round(green * 255), round(blue * 255)
+    grid_hls = np.array(
+        [
+            (hue / 48, lightness, saturation)
+            for hue in range(48)
+            for lightness in (0.3, 0.38, 0.46, 0.54, 0.62, 0.7)
+            for saturation in (0.55, 0.75, 0.95)
+        ]
+    )
+    rgb = np.array([colorsys.hls_to_rgb(*row) for row in grid_hls.tolist()], np.float32)
+    lab = cv2.cvtColor(rgb[None], cv2.COLOR_RGB2LAB)[0]
+    chosen = [int(np.argmin(np.abs(grid_hls - (0.0, 0.46, 0.95)).sum(axis=1)))]
+    gap = np.linalg.norm(lab - lab[chosen[0]], axis=1)
+    while len(chosen) < IGNORE - 1:
+        chosen.append(int(gap.argmax()))
+        gap = np.minimum(gap, np.linalg.norm(lab - lab[chosen[-1]], axis=1))
+    return [(round(r * 255), round(g * 255), round(b * 255)) for r, g, b in rgb[chosen].tolist()]
 
 
 def draw_sample(
@@ -86,7 +104,10 @@ def draw_sample(
         if scores is not None:
             caption += f" {float(np.asarray(scores).reshape(-1)[i]):.2f}"
         x1, y1, x2, y2 = (round(float(v)) for v in corners[i])
-        text.tag(caption, colours[i], [(x1, y1 - text.height), (x1, y1), (x1, y2)])
+        left = x2 - text.width(caption)
+        above, below = y1 - text.height, y2
+        places = [(x1, above), (x1, y1), (x1, below), (left, above), (left, below)]
+        text.tag(caption, colours[i], places)
     if map_px is not None:
         _name_masks(text, map_px, set(names), classes)
     return canvas
