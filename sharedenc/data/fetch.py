@@ -22,7 +22,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from sharedenc.data.packing import full_disk_is_told
+from sharedenc.data.packing import disk_errors_are_told
 from sharedenc.data.progress import amount, progress
 from sharedenc.errors import DataError, SharedencError, WeightsError, check_choice
 
@@ -103,7 +103,7 @@ def fetch_data(
     """
     check_choice("data set", which, tuple(DATA))
     out = Path(out)
-    with full_disk_is_told(out):
+    with disk_errors_are_told(out):
         out.mkdir(parents=True, exist_ok=True)
         for remote in DATA[which]:
             marker = out / f".{remote.name}.unpacked"
@@ -139,7 +139,7 @@ def fetch_weights(
         check_choice("backbone", backbone, tuple(WEIGHTS))
     out = Path(out)
     found = {}
-    with full_disk_is_told(out):
+    with disk_errors_are_told(out):
         out.mkdir(parents=True, exist_ok=True)
         for backbone in backbones or tuple(WEIGHTS):
             remote = WEIGHTS[backbone]

@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from sharedenc.data.classes import IGNORE_LABEL, ClassList
 from sharedenc.data.dataset import SPLITS, DataRules, Source, Split, open_source, slug
-from sharedenc.data.packing import FORMAT, META, build, full_disk_is_told
+from sharedenc.data.packing import FORMAT, META, build, disk_errors_are_told
 from sharedenc.errors import DataError, check_choice
 from sharedenc.spec import Task
 
@@ -244,7 +244,7 @@ def prepare(
     fingerprint = _fingerprint(source)
     packs = Path(out).resolve().parent if out is not None else cache_dir(cache) / "packs"
     pointer = packs / f".{fingerprint[:24]}.json"
-    with full_disk_is_told(packs):
+    with disk_errors_are_told(packs):
         packs.mkdir(parents=True, exist_ok=True)
         with _locked(packs / f".{fingerprint[:24]}.lock"):
             if out is None:

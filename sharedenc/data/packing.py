@@ -162,18 +162,23 @@ def _close(file: IO[bytes]) -> None:
 
 
 @contextmanager
-def full_disk_is_told(folder: Path) -> Iterator[None]:
-    """Turn "no space left" into a DataError that says where and what to do."""
+def disk_errors_are_told(folder: Path) -> Iterator[None]:
+    """Turn a full or closed disk into a DataError that says where and what to do."""
     try:
         yield
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise DataError(
-            f"the disk of {folder} is full ({error.strerror}); what was begun there was removed. "
-            "A pack is as large as the data set's pictures: free some space, or choose another "
-            "disk (packs: --cache-dir or SHAREDENC_CACHE; downloads: --out)."
-        ) from error
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise DataError(
+                f"the disk of {folder} is full ({error.strerror}); what was begun there was "
+                "removed. A pack is as large as the data set's pictures: free some space, or "
+                "choose another disk (packs: --cache-dir or SHAREDENC_CACHE; downloads: --out)."
+            ) from error
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise DataError(
+                f"no permission for {error.filename or folder} ({error.strerror}); choose a "
+                "folder of your own (packs: --cache-dir or SHAREDENC_CACHE; downloads: --out)."
+            ) from error
+        raise
 
 
 def check_picture(data: bytes, record: Record) -> None:

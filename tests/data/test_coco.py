@@ -148,7 +148,7 @@ def test_merged_and_ignored_categories(tmp_path: Path) -> None:
 def test_categories_that_differ_between_splits_are_an_error_that_lists_both(tmp_path: Path) -> None:
     test = coco_content(3, categories=CATEGORIES | {31: "plum"})
     source = open_source(write_set(tmp_path / "set", test=test))
-    with pytest.raises(DataError, match="fig, pear, plum.*fig, kiwi, pear"):
+    with pytest.raises(DataError, match=r"fig, pear, plum.*fig, kiwi, pear"):
         source.records("test")
 
 

@@ -33,7 +33,7 @@ def test_the_split_depends_on_the_set_of_ids_and_the_seed_only() -> None:
 
 
 def test_a_split_without_images_is_an_error() -> None:
-    with pytest.raises(DataError, match="1 training images .* cannot be divided"):
+    with pytest.raises(DataError, match=r"1 training images .* cannot be divided"):
         split_ids([3], DataRules())
 
 

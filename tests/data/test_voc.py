@@ -79,7 +79,7 @@ def test_2012_alone_tests_on_its_validation_list(devkit: Path) -> None:
 
 def test_boxes_are_edges_from_zero_and_difficult_objects_are_crowd(devkit: Path) -> None:
     source = open_source(devkit, DataRules(split_seed=1))
-    first = [r for s in ("train", "val") for r in source.records(s) if r.image_id == 1][0]
+    first = next(r for s in ("train", "val") for r in source.records(s) if r.image_id == 1)
     boxes = [(o.label, o.box, o.crowd) for o in first.objects]
     assert boxes == [
         (12, (0, 0, 20, 16), False),
