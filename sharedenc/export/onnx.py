@@ -14,6 +14,7 @@ from typing import Any
 
 import onnx
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sharedenc.errors import ExportError, check_choice
@@ -98,8 +99,8 @@ def export_graph(
     Args:
         meta: the checkpoint's meta (classes, mean, std, cell, key, ...); it becomes the file's
             metadata and never part of the architecture.
-        images: normalised photos ``[N, 3, image_px, image_px]`` to check with; photo-like noise
-            otherwise.
+        images: normalised photos ``[N, 3, H, W]`` to check with (resized if need be); photo-like
+            noise otherwise.
 
     Raises:
         ExportError: the network lacks a head that the graph needs, an operator cannot be exported,
@@ -118,11 +119,8 @@ def export_graph(
     if images is None:
         images = natural_images(PARITY_IMAGES, image_px)
     images = images.detach().to("cpu", torch.float32).contiguous()
-    if images.shape[1:] != (3, image_px, image_px):
-        raise ExportError(
-            f"images to check with have shape {list(images.shape)}, "
-            f"not [N, 3, {image_px}, {image_px}]."
-        )
+    if images.shape[-2:] != (image_px, image_px):
+        images = F.interpolate(images, (image_px, image_px), mode="bilinear")
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".export-") as folder:
         draft = Path(folder) / path.name

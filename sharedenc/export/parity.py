@@ -85,8 +85,9 @@ def check_parity(
         images: ``[N, 3, H, W]`` float32, normalised; each is run on its own.
 
     Returns:
-        Per output ``std`` (of torch's output), ``error`` (largest difference), and, as shares of
-        ``std``, ``relative``, ``torch_rounding`` (torch's own float32 against float64) and ``limit`` = max(1e-4, 4 x torch_rounding), which ``relative`` keeps.
+        Per output ``std`` (of torch's output) and ``error`` (largest difference), and, as shares
+        of ``std``: ``relative``, ``torch_rounding`` (torch's own float32 against float64) and
+        ``limit`` = max(1e-4, 4 x torch_rounding), within which ``relative`` lies.
 
     Raises:
         ExportError: an output differs by more, is not finite, or is dead (std at most 0.01).

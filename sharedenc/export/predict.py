@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from sharedenc.data.classes import ClassList
 from sharedenc.data.draw import draw_sample
 from sharedenc.data.packed import RawSample
 from sharedenc.data.transforms import eval_transform
@@ -103,7 +104,7 @@ class Predictor:
             prediction.labels,
             prediction.scores,
             prediction.mask,
-            self.labels[1:],
+            ClassList("predicted", self.labels[1:]),
         )
         return drawn
 
@@ -178,11 +179,13 @@ def read_image(path: Path) -> Pixels:
         DataError: the file is missing or no whole picture.
     """
     try:
-        data = np.frombuffer(path.read_bytes(), np.uint8)
+        data = path.read_bytes()
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
-    decoded = cv2.imdecode(data, cv2.IMREAD_COLOR) if data.size else None
-    if decoded is None:
+    # OpenCV fills the missing part of a cut JPEG with grey and says nothing.
+    cut = data[:2] == b"\xff\xd8" and b"\xff\xd9" not in data[data.rfind(b"\xff\xda") :]
+    decoded = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) if data else None
+    if decoded is None or cut:
         raise DataError(f"{path} is not a picture that can be decoded; it may be cut or damaged")
     return np.asarray(cv2.cvtColor(decoded, cv2.COLOR_BGR2RGB), np.uint8)
 

@@ -28,6 +28,7 @@ from sharedenc.training.checkpoint import load_network
 
 CHECKPOINT = "checkpoint/best.safetensors"
 CHECKPOINT_TAG = "sharedenc.checkpoint_sha256"
+PARITY_TAG = "sharedenc.parity"
 REPLACED = "replaced"
 # What a study exports of itself, per backbone: cell without its backbone -> graphs.
 OF_A_STUDY: dict[str, tuple[Graph, ...]] = {
@@ -206,8 +207,17 @@ class Registry:
         ]
 
     def checkpoint(self, run_id: str, folder: Path) -> Path:
-        """Download a run's best checkpoint below ``folder``."""
-        return self._tracker.download(run_id, CHECKPOINT, folder)
+        """Download a run's best checkpoint below ``folder``.
+
+        Raises:
+            TrackingError: there is no such run, or it has no checkpoint.
+        """
+        try:
+            return self._tracker.download(run_id, CHECKPOINT, folder)
+        except TrackingError as error:
+            raise TrackingError(
+                f"run {run_id} has no checkpoint that can be fetched ({CHECKPOINT}): {error}"
+            ) from error
 
     def run_of_version(self, name: str, version: str) -> str:
         """The run that a registered version was exported from."""
@@ -266,7 +276,11 @@ class Registry:
     ) -> Any:
         """Upload the folder, then tag a version of it, ``export.state`` last."""
         place = f"export/{exported.manifest.graph}"
-        tags = {**exported.manifest.to_tags(), CHECKPOINT_TAG: run.checkpoint_sha256}
+        tags = {
+            **exported.manifest.to_tags(),
+            CHECKPOINT_TAG: run.checkpoint_sha256,
+            PARITY_TAG: _short_parity(exported.info.parity),
+        }
         with _refusals():
             # All versions of one run and graph share one place, so an older one loses its files
             # now: say so before they change, or an agent would find files of another digest.
@@ -282,7 +296,11 @@ class Registry:
             else:
                 self._create_model(model)
                 number = self._client.create_model_version(
-                    model, source=f"runs:/{run.run_id}/{place}", run_id=run.run_id, tags=tags
+                    model,
+                    source=f"runs:/{run.run_id}/{place}",
+                    run_id=run.run_id,
+                    tags=tags,
+                    await_creation_for=0,
                 ).version
             self._tag(model, number, {STATE_TAG: READY})
             return self._client.get_model_version(model, number)
@@ -320,6 +338,16 @@ class Registry:
         with _refusals():
             files = self._client.list_artifacts(run.run_id, f"export/{graph}")
         return {MODEL_FILE, MANIFEST_FILE} <= {Path(file.path).name for file in files}
+
+
+def _short_parity(parity: Mapping[str, Mapping[str, float]]) -> str:
+    """How well each output agrees with torch, three digits: evidence that rides with a version."""
+    return json.dumps(
+        {
+            output: {name: float(f"{value:.3g}") for name, value in numbers.items()}
+            for output, numbers in parity.items()
+        }
+    )
 
 
 def _row(cell: str, graph: str, outcome: Outcome, model: str, version: Any) -> Registered:
