@@ -23,6 +23,9 @@ FILES: dict[str, list[str]] = {
         "sharedenc/data/voc.py",
         "sharedenc/data/dataset.py",
         "sharedenc/data/packed.py",
+        "sharedenc/data/packing.py",
+        "sharedenc/data/rasterise.py",
+        "sharedenc/data/classes.py",
     ],
     "transforms": [
         "sharedenc/data/transforms.py",
