@@ -59,7 +59,7 @@ SHOWN = ("train/loss", "val/loss", "val/mAP", "val/mIoU")
 @plugin_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object at the end.")
 @click.pass_context
-def train(ctx: click.Context, cell: str, **options: Any) -> None:
+def train(ctx: click.Context, /, cell: str, **options: Any) -> None:
     """Train one CELL, for example resnet18/baseline/seg, resnet18/swap-bias/det, resnet18/dual.
 
     Runs through the same code as a sweep, without Ray. Started again after an interruption, it

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from sharedenc.data.packed import PackedSplit
 
 Pixels = npt.NDArray[np.uint8]
-SHOWN_SCORE, SHOWN_BOXES, PAIRS_PER_ROW = 0.3, 12, 2
+SHOWN_SCORE, SHOWN_BOXES, PAIRS_PER_ROW, READABLE_PX = 0.3, 12, 2, 320
 
 
 def prediction_page(
@@ -56,8 +56,17 @@ def prediction_page(
     return out
 
 
-def _pixels(sample: ModelSample) -> Pixels:
-    return np.ascontiguousarray(sample.image.permute(1, 2, 0).numpy())
+def _draw(
+    sample: ModelSample,
+    boxes: npt.NDArray[np.float32],
+    labels: npt.NDArray[np.int64],
+    scores: npt.NDArray[np.float32] | None,
+    mask: Pixels | None,
+    classes: ClassList,
+) -> Pixels:
+    picture = np.ascontiguousarray(sample.image.permute(1, 2, 0).numpy())
+    zoom = max(1, READABLE_PX // picture.shape[0])
+    return draw_sample(picture, boxes, labels, scores, mask, classes, zoom=zoom)
 
 
 def _truth(sample: ModelSample, network: Network, classes: ClassList) -> Pixels:
@@ -65,7 +74,7 @@ def _truth(sample: ModelSample, network: Network, classes: ClassList) -> Pixels:
     boxes = sample.boxes.numpy() if with_boxes else np.zeros((0, 4), np.float32)
     labels = sample.labels.numpy() if with_boxes else np.zeros(0, np.int64)
     mask = sample.mask.numpy() if with_mask and sample.mask is not None else None
-    return draw_sample(_pixels(sample), boxes, labels, None, mask, classes)
+    return _draw(sample, boxes, labels, None, mask, classes)
 
 
 def _prediction(
@@ -93,4 +102,4 @@ def _prediction(
             labels, scores = found.labels[shown].cpu().numpy(), found.scores[shown].cpu().numpy()
         if network.seg_head is not None:
             mask = outputs["seg_logits"][0].argmax(dim=0).to(torch.uint8).cpu().numpy()
-    return draw_sample(_pixels(sample), boxes, labels, scores, mask, classes)
+    return _draw(sample, boxes, labels, scores, mask, classes)
