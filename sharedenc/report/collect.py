@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from jetson_agent.protocol import READY, STATE_TAG
 from sharedenc.errors import SpecError, TrackingError, nearest
 
 if TYPE_CHECKING:
@@ -344,8 +345,8 @@ def _versions(client: MlflowClient, study: str) -> list[VersionData]:
 
 
 def _is_export_of(study: str, tags: Mapping[str, str]) -> bool:
-    exported = {"sharedenc.backbone", "sharedenc.graph"} <= set(tags)
-    return exported and tags.get("sharedenc.study") == study
+    named = {"sharedenc.backbone", "sharedenc.graph"} <= set(tags)
+    return named and tags.get("sharedenc.study") == study and tags.get(STATE_TAG) == READY
 
 
 def _bench_runs(client: MlflowClient) -> list[RunData]:

@@ -52,10 +52,19 @@ def write_report(uri: str, study: str, out: Path) -> ReportPaths:
 
 
 def _count() -> Count:
-    """The package's own networks, each built once."""
-    from sharedenc.models.build import count_parameters
+    """Counts on the package's own networks; each is built once, without memory behind it."""
+    from sharedenc.models.build import meta_network
+    from sharedenc.models.counting import parameters_of
 
-    return cache(count_parameters)
+    network = cache(meta_network)
+
+    def count(backbone: str, graph: str, num_classes: int) -> int:
+        whole = network(backbone, num_classes)
+        det, seg = parameters_of(whole.det_head), parameters_of(whole.seg_head)
+        heads = {"encoder": 0, "det": det, "seg": seg, "dual": det + seg}
+        return parameters_of(whole.encoder) + heads[graph]
+
+    return count
 
 
 def write_rows(rows: StudyRows, out: Path, count: Count) -> ReportPaths:

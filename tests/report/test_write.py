@@ -95,6 +95,7 @@ def study(mlflow_uri: str) -> str:
             "sharedenc.backbone": "resnet18",
             "sharedenc.graph": "seg",
             "sharedenc.architecture": "resnet18 seg",
+            "export.state": "ready",
         },
     )
     board = client.create_experiment("bench/written-board")
