@@ -12,13 +12,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sharedenc.cli.options import data_options, runs_option, runs_root
-from sharedenc.errors import ExportError, SpecError
+from sharedenc.errors import ExportError, SpecError, check_choice
 from sharedenc.spec import GRAPHS, Cell, Graph
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-    from sharedenc.export.registry import Registered
 
 
 @click.command()
@@ -57,6 +55,8 @@ def export(
     """
     if not targets and study is None:
         raise click.UsageError("say which runs or cells to export, or a whole study by --study.")
+    if graphs and not targets:
+        raise click.UsageError("a whole study has its own graphs; name cells to use --graph.")
     chosen = _graphs(graphs)
     files = [Path(target) for target in targets if Path(target).is_file()]
     if files and out is None:
@@ -83,8 +83,6 @@ def export(
 
 
 def _graphs(names: Iterable[str]) -> tuple[Graph, ...] | None:
-    from sharedenc.errors import check_choice
-
     for name in names:
         check_choice("graph", name, GRAPHS)
     return tuple(graph for graph in GRAPHS if graph in names) or None
@@ -109,19 +107,29 @@ def _export(
     out: Path | None,
     images: Tensor | None,
 ) -> Iterator[dict[str, Any]]:
-    if not targets and study is not None and out is None:
+    if targets:
+        for target in targets:
+            source = target if Path(target).is_file() else _run_id(uri, target, study)
+            if out is not None:
+                yield from _write(source, uri, graphs, out, images)
+            else:
+                from sharedenc.export.registry import register_run
+
+                yield from map(asdict, register_run(uri, source, graphs, images=images))
+    elif study is not None and out is not None:
+        from sharedenc.export.registry import Registry, best_run, study_exports
+
+        runs = Registry(uri).trials(study)
+        for cell, own in study_exports(runs):
+            best, reason = best_run(runs, cell)
+            if best is None:
+                yield {"cell": cell, "graph": "", "outcome": "missing", "reason": reason}
+            else:
+                yield from _write(best.run_id, uri, own, out, images)
+    elif study is not None:
         from sharedenc.export.registry import export_study
 
-        yield from map(_as_dict, export_study(uri, study, images=images))
-        return
-    for target in targets:
-        source = target if Path(target).is_file() else _run_id(uri, target, study)
-        if out is not None:
-            yield from _write(source, uri, graphs, out, images)
-        else:
-            from sharedenc.export.registry import register_run
-
-            yield from map(_as_dict, register_run(uri, source, graphs, images=images))
+        yield from map(asdict, export_study(uri, study, images=images))
 
 
 def _run_id(uri: str, target: str, study: str | None) -> str:
@@ -171,12 +179,9 @@ def _write(
         }
 
 
-def _as_dict(row: Registered) -> dict[str, Any]:
-    return asdict(row)
-
-
 def _line(row: dict[str, Any]) -> str:
-    where = row.get("path") or (f"{row['model']} version {row['version']}" if row["model"] else "")
+    registered = f"{row['model']} version {row['version']}" if row.get("model") else ""
+    where = row.get("path") or registered
     return "  ".join(
         part for part in (row["outcome"], row["cell"], row["graph"], where, row["reason"]) if part
     )

@@ -43,7 +43,10 @@ def load(source: str | Path, tracking_uri: str | None = None) -> Network:
 
 
 def load_with_meta(source: str | Path, tracking_uri: str | None = None) -> Loaded:
-    """`load`, with the checkpoint's meta (classes, normalisation, cell, key, ...)."""
+    """`load`, with the checkpoint's meta: classes, normalisation, cell, key, ...
+
+    A run adds its id, its study and, as ``recipe``, its thresholds.
+    """
     text = str(source)
     version = VERSION.fullmatch(text)
     if not version and not RUN_ID.fullmatch(text):
@@ -52,7 +55,7 @@ def load_with_meta(source: str | Path, tracking_uri: str | None = None) -> Loade
                 f"{text!r} is no checkpoint file, no run id (32 hex digits) and no registered "
                 "version (models:/<name>/<number>)."
             )
-        return _open(Path(text))
+        return Loaded(*load_network(Path(text)))
     uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
     if not uri:
         raise TrackingError(
@@ -64,9 +67,5 @@ def load_with_meta(source: str | Path, tracking_uri: str | None = None) -> Loade
     registry = Registry(uri)
     run_id = registry.run_of_version(version["name"], version["version"]) if version else text
     with tempfile.TemporaryDirectory(prefix="sharedenc-load-") as folder:
-        return _open(registry.checkpoint(run_id, Path(folder)))
-
-
-def _open(path: Path) -> Loaded:
-    network, meta = load_network(path)
-    return Loaded(network.eval(), meta)
+        run = registry.open_run(run_id, Path(folder), finished=False)
+    return Loaded(run.network, run.meta)

@@ -112,13 +112,22 @@ def export_study(
     registry = Registry(uri)
     runs = registry.trials(study)
     rows: list[Registered] = []
-    for backbone in dict.fromkeys(Cell.parse(run.tags["sharedenc.cell"]).backbone for run in runs):
-        for rest, graphs in OF_A_STUDY.items():
-            for row in _export_cell(registry, runs, f"{backbone}/{rest}", graphs, images):
-                rows.append(row)
-                if on_row is not None:
-                    on_row(row)
+    for cell, graphs in study_exports(runs):
+        for row in _export_cell(registry, runs, cell, graphs, images):
+            rows.append(row)
+            if on_row is not None:
+                on_row(row)
     return rows
+
+
+def study_exports(runs: Sequence[RunRecord]) -> list[tuple[str, tuple[Graph, ...]]]:
+    """Cells whose graphs a study exports of itself, for every backbone among its runs."""
+    backbones = dict.fromkeys(Cell.parse(run.tags["sharedenc.cell"]).backbone for run in runs)
+    return [
+        (f"{backbone}/{rest}", graphs)
+        for backbone in backbones
+        for rest, graphs in OF_A_STUDY.items()
+    ]
 
 
 def _export_cell(
@@ -225,8 +234,11 @@ class Registry:
             found = self._client.get_model_version(name, version)
         return str(found.run_id)
 
-    def open_run(self, run_id: str, folder: Path) -> OpenRun:
-        """Download and load a finished run's best network.
+    def open_run(self, run_id: str, folder: Path, *, finished: bool = True) -> OpenRun:
+        """Download a run's best network, by way of ``folder``, and load it.
+
+        Args:
+            finished: refuse a run that is not done.
 
         Raises:
             ExportError: the run is not done.
@@ -236,7 +248,7 @@ class Registry:
             run = self._client.get_run(run_id)
         tags, params = run.data.tags, run.data.params
         state = tags.get("sharedenc.state")
-        if state != "done":
+        if finished and state != "done":
             why = tags.get("sharedenc.reason")
             raise ExportError(
                 f"run {run_id} is {state or 'no trial of sharedenc'}{f' ({why})' if why else ''}; "
@@ -244,18 +256,13 @@ class Registry:
             )
         path = self.checkpoint(run_id, folder)
         network, meta = load_network(path)
-        recipe = {
+        thresholds = {
             field.name: json.loads(params[f"recipe.{field.name}"])
             for field in fields(Postprocess)
             if f"recipe.{field.name}" in params
         }
-        meta = {
-            **meta,
-            "run_id": run_id,
-            "study": tags.get("sharedenc.study", ""),
-            "recipe": {**(meta.get("recipe") or {}), **recipe},
-        }
-        return OpenRun(run_id, network, meta, file_sha256(path))
+        told = {"run_id": run_id, "study": tags.get("sharedenc.study", ""), "recipe": thresholds}
+        return OpenRun(run_id, network, {**meta, **told}, file_sha256(path))
 
     def register(
         self, run: OpenRun, graph: Graph, folder: Path, images: Tensor | None

@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import mlflow
 import pytest
 from click.testing import CliRunner
 from mlflow import MlflowClient
@@ -17,6 +16,7 @@ import sharedenc
 from jetson_agent.protocol import ExportManifest
 from sharedenc.cli import main
 from sharedenc.errors import ExportError, TrackingError
+from sharedenc.export.load import load_with_meta
 from sharedenc.export.registry import Registry, export_study, register_run
 from sharedenc.models.network import Network
 from sharedenc.tracking import MlflowTracker
@@ -89,14 +89,8 @@ def test_a_run_is_registered_once_with_all_that_an_agent_needs(
     assert manifest.study == study.name
     assert manifest.cell == "resnet18/baseline/seg"
     assert manifest.key == "0" * 64
-    folder = Path(
-        mlflow.artifacts.download_artifacts(
-            f"models:/{row.model}/{row.version}",
-            dst_path=str(tmp_path / "down"),
-            registry_uri=study.uri,
-            tracking_uri=study.uri,
-        )
-    )
+    (tmp_path / "down").mkdir()
+    folder = Path(client.download_artifacts(run_id, "export/seg", str(tmp_path / "down")))
     content = (folder / "model.onnx").read_bytes()
     assert hashlib.sha256(content).hexdigest() == manifest.files["model.onnx"] == row.sha256
     written = ExportManifest.from_json((folder / "manifest.json").read_text())
@@ -186,6 +180,9 @@ def test_a_study_exports_four_graphs_per_backbone_and_names_what_is_missing(
     assert told["densenet121/dual", "dual"].reason == "the study has no run of densenet121/dual"
 
     encoder = told["resnet18/dual", "encoder"]
+    loaded = load_with_meta(dual, study.uri)
+    assert loaded.meta["study"] == study.name
+    assert loaded.meta["recipe"]["top_k"] == 123
     network = sharedenc.load(f"models:/{encoder.model}/{encoder.version}", study.uri)
     assert network.tasks == ("det", "seg")
     ours = resnet_dual.state_dict()
@@ -222,6 +219,16 @@ def test_the_command_registers_a_cell_and_writes_a_run(
     digest = hashlib.sha256((folder / "model.onnx").read_bytes()).hexdigest()
     assert manifest.files == {"model.onnx": digest}
     assert manifest.architecture == row["architecture"]
+
+    command = ["export", "--study", study.name, "--out", str(tmp_path / "all"), "--json"]
+    result = CliRunner().invoke(main, command)
+    assert result.exit_code == 0, result.output
+    rows = json.loads(result.stdout)["exports"]
+    assert {(row["cell"], row["outcome"]) for row in rows} == {
+        ("resnet18/baseline/det", "missing"),
+        ("resnet18/baseline/seg", "missing"),
+        ("resnet18/dual", "missing"),
+    }
 
     result = CliRunner().invoke(main, ["export", "resnet18/dual", "--study", study.name])
     assert result.exit_code == ExportError.exit_code
