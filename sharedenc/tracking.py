@@ -50,6 +50,8 @@ RUN_STATUS = {
 """MLflow's own status for each of our states."""
 
 SPOOL = "unsent.jsonl"
+PARENT_WAIT_S = 10.0
+"""How long a study's parent run may take to appear after its experiment."""
 END_WAIT_S, STOPPED_WAIT_S = 60.0, 3.0
 """How long the end of a run waits for a server that is away."""
 
@@ -194,7 +196,7 @@ class MlflowTracker:
         experiment_id, created = self._experiment(name)
         # Experiment names are unique on the server, so whoever created it makes the parent run;
         # all others wait for that run, and make it only when its maker seems to have died.
-        parent = None if created else self._parent(experiment_id, wait_s=10.0)
+        parent = None if created else self._parent(experiment_id, wait_s=PARENT_WAIT_S)
         if parent is None:
             self._create_run(experiment_id, name, _study_tags(name, "study", {}))
             parent = self._parent(experiment_id)
@@ -353,7 +355,7 @@ class MlflowRun:
         if self._spool.is_file():
             lines = self._spool.read_text().splitlines()
             self._unsent = [json.loads(line) for line in lines] + self._unsent
-        self._flush()
+        self._flush(late=True)
 
     def end(self, state: str, reason: str | None = None) -> None:
         self.tags({STATE: state} | ({REASON: reason} if reason is not None else {}))
@@ -362,7 +364,7 @@ class MlflowRun:
         deadline = time.monotonic() + (STOPPED_WAIT_S if state == "stopped" else END_WAIT_S)
         while self._unsent and time.monotonic() < deadline:
             time.sleep(1.0)
-            self._flush()
+            self._flush(late=True)
         if self._unsent:
             where = self._spool or "memory, lost when this process ends"
             log.warning("run %s: %d unsent messages are in %s", self.run_id, self.unsent, where)
@@ -370,10 +372,13 @@ class MlflowRun:
     def _say(self, kind: str, values: dict[str, Any], *, step: int = 0) -> None:
         message = {"run_id": self._run_id, "kind": kind, "values": values, "step": step}
         self._unsent.append(message | {"ms": int(time.time() * 1000)})
-        self._flush()
+        self._flush(late=len(self._unsent) > 1)
 
-    def _flush(self) -> None:
-        """Send what waits, in order; on the first that finds no server, keep the rest on disk."""
+    def _flush(self, *, late: bool = False) -> None:
+        """Send what waits, in order; on the first that finds no server, keep the rest on disk.
+
+        ``late``: what waits was said earlier, so that a refusal cannot be told to who said it.
+        """
         from mlflow.exceptions import MlflowException
 
         try:
@@ -384,7 +389,7 @@ class MlflowRun:
                 except (MlflowException, OSError) as error:
                     # A refused message is refused for ever: it must not block those behind it.
                     del self._unsent[0]
-                    if not self._away:
+                    if not late:
                         raise _refused(error) from error
                     log.warning("run %s: server refused %s: %s", self.run_id, message, error)
                 else:

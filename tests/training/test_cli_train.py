@@ -1,0 +1,91 @@
+"""The command `sharedenc train`, from arguments to exit codes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from sharedenc.cli import main
+from sharedenc.tracking import MlflowTracker
+
+SMALL = ["--image-px", "64", "--batch-size", "4", "--epochs", "1", "--weights", "none"]
+
+
+def train(*arguments: str) -> Result:
+    return CliRunner().invoke(main, ["train", *arguments])
+
+
+@pytest.fixture
+def places(tiny_dataset: Path, tmp_path: Path) -> list[str]:
+    return ["--data", str(tiny_dataset), "--runs-dir", str(tmp_path / "runs")]
+
+
+def test_a_swap_trains_its_source_first_and_once(
+    places: list[str], mlflow_uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_uri)
+    arguments = ["resnet18/swap-frozen/det", *places, *SMALL, "--seed", "5", "--json"]
+    result = train(*arguments)
+    assert result.exit_code == 0, result.stderr
+    answer = json.loads(result.stdout)
+    assert set(answer) == {"cell", "key", "run_id", "val", "test"}
+    assert answer["cell"] == "resnet18/swap-frozen/det"
+    assert len(answer["test"]["ap_per_iou"]) == 10
+    assert answer["test"]["ap_per_iou"][5] == answer["test"]["mAP75"]
+    assert "resnet18/baseline/seg  epoch 1/1" in result.stderr
+
+    runs = [
+        run
+        for run in MlflowTracker(mlflow_uri).runs("train-synthetic")
+        if run.params.get("seed") == "5"
+    ]
+    assert [run.name for run in runs] == ["resnet18/baseline/seg", "resnet18/swap-frozen/det"]
+    assert runs[1].run_id == answer["run_id"]
+    assert runs[1].tags["sharedenc.key"] == answer["key"]
+    assert all(run.status == "FINISHED" for run in runs)
+    assert runs[1].params["lr"] == "0.0002"
+
+    source = next(Path(places[3]).rglob("best.safetensors"))
+    again = train(*arguments, "--no-track")
+    assert again.exit_code == 0, again.stderr
+    assert "resnet18/baseline/seg  epoch" not in again.stderr
+    repeated = json.loads(again.stdout)
+    assert repeated["run_id"] is None
+    assert (repeated["key"], repeated["test"]) == (answer["key"], answer["test"])
+    assert source.exists()
+
+
+def test_a_failed_trial_ends_with_its_reason_and_code(places: list[str]) -> None:
+    result = train("resnet18/baseline/seg", *places, *SMALL, "--lr", "1e30", "--no-track")
+    assert result.exit_code == 6
+    assert "Error: the " in result.stderr
+    assert "loss is" in result.stderr
+    assert result.stdout == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["resnet81/dual"], 2, "Did you mean 'resnet18'?"),
+        (["resnet18/daul"], 2, "Did you mean 'dual'?"),
+        (["resnet18/dual", "--epoch", "3"], 2, "--epochs"),
+        (["resnet18/dual"], 2, "--data DIR is missing"),
+        (["resnet18/dual", "--encoder", "FILE"], 2, "--encoder is for swap cells"),
+        (["resnet18/swap-bias/seg", "--encoder", "FILE", "DATA"], 5, "cannot be read"),
+        (["resnet18/dual", "--weights", "nowhere.pth", "DATA"], 4, "nowhere.pth"),
+    ],
+)
+def test_bad_input_is_told(
+    arguments: list[str], code: int, words: str, places: list[str], tmp_path: Path
+) -> None:
+    broken = tmp_path / "broken.safetensors"
+    broken.write_bytes(b"cut")
+    arguments = [str(broken) if word == "FILE" else word for word in arguments]
+    if "DATA" in arguments:
+        arguments = [*arguments[:-1], *places, "--no-track"]
+    result = train(*arguments)
+    assert (result.exit_code, result.stdout) == (code, "")
+    assert words in result.stderr
