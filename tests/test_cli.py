@@ -5,19 +5,33 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 
+import click
 import pytest
 from click.testing import CliRunner
 
 from sharedenc.cli import COMMANDS, main
 
 
-def test_every_command_loads_and_has_examples() -> None:
-    runner = CliRunner()
-    for name in COMMANDS:
-        result = runner.invoke(main, [name, "--help"])
-        assert result.exit_code == 0, result.output
-        assert "xample" in result.output, f"{name} --help shows no example"
+def leaves(command: click.Command, words: list[str]) -> Iterator[list[str]]:
+    """Every command that people can call, as words after `sharedenc`."""
+    if not isinstance(command, click.Group):
+        yield words
+        return
+    context = click.Context(command)
+    for name in command.list_commands(context):
+        child = command.get_command(context, name)
+        assert child is not None
+        if not child.hidden:
+            yield from leaves(child, [*words, name])
+
+
+@pytest.mark.parametrize("words", list(leaves(main, [])), ids=" ".join)
+def test_every_command_loads_and_has_an_example(words: list[str]) -> None:
+    result = CliRunner().invoke(main, [*words, "--help"])
+    assert result.exit_code == 0, result.output
+    assert "xample" in result.output, f"{words} --help shows no example"
 
 
 def test_help_lists_every_command() -> None:

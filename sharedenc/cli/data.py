@@ -14,16 +14,25 @@ from sharedenc.errors import SpecError
 if TYPE_CHECKING:
     from sharedenc.data.packed import PackedDataset
 
+EXAMPLES = """\b
+Examples:
+  sharedenc data synthetic --out shapes --images 112
+  sharedenc data fetch coco --out /data/coco
+  sharedenc data prepare --data /data/coco
+  sharedenc data stats --data /data/coco
+  sharedenc data show --data /data/coco --out sheet.png
+"""
+
 OUT_FOLDER = click.Path(file_okay=False, path_type=Path)
 BASE_URL_ENV = "SHAREDENC_FETCH_BASE_URL"
 
 
-@click.group()
+@click.group(epilog=EXAMPLES)
 def data() -> None:
     """Draw, fetch, prepare, count and look at data sets."""
 
 
-@data.command()
+@data.command(epilog="Example: sharedenc data synthetic --out shapes --images 64,16,32 --seed 1")
 @click.option("--out", type=OUT_FOLDER, required=True, help="New folder to draw into.")
 @click.option(
     "--images",
@@ -47,7 +56,7 @@ def synthetic(out: Path, images: str, seed: int) -> None:
     click.echo(f"Drew {drawn} images into {out}")
 
 
-@data.command()
+@data.command(epilog="Example: sharedenc data prepare --data /data/coco")
 @data_options
 @click.option("--out", type=OUT_FOLDER, help="Folder for the pack [default: in the cache folder].")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output.")
@@ -63,7 +72,7 @@ def prepare(data: Path | None, cache_dir: Path | None, out: Path | None, as_json
     _warn(pack)
 
 
-@data.command()
+@data.command(epilog="Example: sharedenc data stats --data /data/coco --json")
 @data_options
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output.")
 def stats(data: Path | None, cache_dir: Path | None, as_json: bool) -> None:
@@ -79,7 +88,7 @@ def stats(data: Path | None, cache_dir: Path | None, as_json: bool) -> None:
     _warn(pack)
 
 
-@data.command()
+@data.command(epilog="Example: sharedenc data show --data /data/coco --out sheet.png --augmented")
 @data_options
 @click.option(
     "--out",
@@ -113,7 +122,7 @@ def show(
     click.echo(f"Wrote {out}")
 
 
-@data.command()
+@data.command(epilog="Example: sharedenc data fetch voc --out /data/voc")
 @click.argument("which", metavar="[coco|voc]")
 @click.option("--out", type=OUT_FOLDER, required=True, help="Folder to unpack into.")
 @click.option("--keep-archives", is_flag=True, help="Do not remove the archives when unpacked.")

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from sharedenc.evaluation.detection import ApResult, IouType
 
 
-@click.command()
+@click.command(epilog="Example: sharedenc evaluate --annotations GT.json --detections DT.json")
 @click.option(
     "--annotations",
     type=click.Path(path_type=Path),

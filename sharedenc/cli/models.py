@@ -9,13 +9,11 @@ from typing import Any
 import click
 
 
-@click.command()
+@click.command(epilog="Example: sharedenc models --num-classes 3 --backbones resnet18 --json")
 @click.option(
     "--num-classes",
     type=click.IntRange(min=2),
-    default=21,
-    show_default=True,
-    help="Classes of both heads, the background counted.",
+    help="Classes of both heads, the background counted [default: those of voc20].",
 )
 @click.option(
     "--backbones",
@@ -32,12 +30,13 @@ import click
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the rows as JSON and nothing else.")
 def models(
-    num_classes: int, backbones: tuple[str, ...], plugins: tuple[str, ...], as_json: bool
+    num_classes: int | None, backbones: tuple[str, ...], plugins: tuple[str, ...], as_json: bool
 ) -> None:
     """List encoder, seg, det and dual of each backbone: parameters, GFLOPs, taps, what trains.
 
     GFLOPs are those of one 320 px image (one multiply-add counts 2).
     """
+    from sharedenc.data.classes import VOC20
     from sharedenc.errors import check_choice
     from sharedenc.models.build import model_rows
     from sharedenc.models.encoders import ENCODERS
@@ -49,7 +48,7 @@ def models(
     names = [name.strip() for group in backbones for name in group.split(",")] or list(ENCODERS)
     for name in names:
         check_choice("backbone", name, ENCODERS)
-    rows = model_rows(num_classes, names)
+    rows = model_rows(num_classes or VOC20.num_classes, names)
     if as_json:
         click.echo(json.dumps(rows))
     else:

@@ -11,7 +11,7 @@ from sharedenc.cli.options import runs_option, runs_root
 from sharedenc.errors import TrackingError
 
 
-@click.command()
+@click.command(epilog="Example: sharedenc ui full-grid-coco")
 @click.argument("study", required=False)
 @click.option("--port", type=click.IntRange(1, 65535), help="Port of a private server.")
 @runs_option

@@ -8,12 +8,12 @@ from pathlib import Path
 import click
 
 
-@click.group()
+@click.group(epilog="Example: sharedenc weights fetch --out weights")
 def weights() -> None:
     """Fetch pretrained encoder weights."""
 
 
-@weights.command()
+@weights.command(epilog="Example: sharedenc weights fetch --out weights --backbone resnet18")
 @click.option(
     "--out",
     type=click.Path(file_okay=False, path_type=Path),
