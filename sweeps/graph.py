@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from sharedenc.errors import SpecError
-from sharedenc.spec import Cell, DeviceKind, Recipe, Task, Trial, resolve_numerics
+from sharedenc.spec import BACKBONES, Cell, DeviceKind, Recipe, Task, Trial, resolve_numerics
 from sweeps.brackets import Ladder
 from sweeps.order import Demand, Job
 from sweeps.resources import demand, work_seconds
@@ -71,7 +72,7 @@ def expand(study: Study, facts: Facts) -> list[Node]:
     nodes = [maker.final(cell, seed) for cell in study.cells for seed in study.seeds]
     known = {node.id for node in nodes}
     for search in study.searches:
-        for lr in search.lrs:
+        for lr in _likely_first(search.lrs, search.cell.backbone):
             nodes.append(maker.searched(search.cell, search.recipe, lr, search.ladder))
     missing = {need for node in nodes for need in node.needs} - known
     if missing:
@@ -144,6 +145,16 @@ class _Maker:
             return None
         what = {"seg": "masks", "det": "boxes"}[missing[0]]
         return f"data set {self.facts.data_name!r} has no {what}, which {missing[0]} needs"
+
+
+def _likely_first(lrs: Sequence[float], backbone: str) -> list[float]:
+    """Rates nearest to the published one (else to their middle) first.
+
+    A bracket cuts only against what it has seen, so good trials should come early.
+    """
+    middle = math.exp(sum(math.log(lr) for lr in lrs) / len(lrs))
+    target = BACKBONES[backbone].lr or middle
+    return sorted(lrs, key=lambda lr: abs(math.log(lr / target)))
 
 
 def short_rate(lr: float) -> str:

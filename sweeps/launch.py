@@ -98,12 +98,13 @@ class LocalLauncher:
 class RayLauncher:
     """Ray Tune on this machine, or on the cluster at ``address``.
 
+    A Ray that this process has joined already is used as it is, and left running.
+
     Args:
         storage: Where Tune may keep its (few) files.
         threads: Threads of one trial, for the libraries that read them from the environment.
         address: A Ray cluster to join; None starts a private Ray on this machine.
         cpus, memory_gib: Limits of this machine that differ from what it has.
-        concurrent: Most trials at once; None for as many as fit.
         run_trial: What a worker does for one trial.
     """
 
@@ -112,9 +113,9 @@ class RayLauncher:
     address: str | None = None
     cpus: float | None = None
     memory_gib: float | None = None
-    concurrent: int | None = None
     run_trial: Execute = execute
     _scratch: Path | None = None
+    _joined: bool = False
 
     def machines(self) -> list[Machine]:
         """Start or join Ray and read off its nodes.
@@ -126,6 +127,9 @@ class RayLauncher:
         import ray
 
         _silence()
+        if ray.is_initialized():
+            return _nodes()
+        self._joined = True
         settings: dict[str, Any] = {
             "log_to_driver": False,
             "logging_level": "ERROR",
@@ -139,7 +143,7 @@ class RayLauncher:
                     f"no Ray cluster at {self.address!r} ({error}); start one with "
                     "`ray start --head`, or leave out --address and RAY_ADDRESS"
                 ) from None
-            return [_machine(node["Resources"]) for node in ray.nodes() if node["Alive"]]
+            return _nodes()
         machine = local_machine(self.cpus, self.memory_gib)
         self._scratch = _short_folder()
         ray.init(
@@ -199,7 +203,9 @@ class RayLauncher:
         """Shut a private Ray down with all its processes, or leave the cluster."""
         import ray
 
-        ray.shutdown()
+        if self._joined:
+            ray.shutdown()
+            self._joined = False
         if self._scratch is not None:
             shutil.rmtree(self._scratch, ignore_errors=True)
             self._scratch = None
@@ -228,6 +234,12 @@ def _placement(config: dict[str, Any]) -> Any:
 
 def _trial_name(trial: Any) -> str:
     return f"trial-{trial.trial_id}"
+
+
+def _nodes() -> list[Machine]:
+    import ray
+
+    return [_machine(node["Resources"]) for node in ray.nodes() if node["Alive"]]
 
 
 def _machine(resources: dict[str, float]) -> Machine:

@@ -160,7 +160,13 @@ def find_study(uri: str, study: str) -> StudyPage | None:
         if record.tags.get("sharedenc.kind") == "trial"
         and record.tags.get("sharedenc.stage") != SEARCH_STAGE
     ]
-    query = urlencode({"runs": json.dumps(trials), "experiments": json.dumps([number])})
+    tight = (",", ":")
+    query = urlencode(
+        {
+            "runs": json.dumps(trials, separators=tight),
+            "experiments": json.dumps([number]),
+        }
+    )
     return StudyPage(number, f"/#/experiments/{number}/runs", f"/#/compare-runs?{query}")
 
 

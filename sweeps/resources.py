@@ -20,7 +20,7 @@ GIB = 2**30
 REFERENCE_PX = 320
 
 # A Python process with torch, MLflow client and data in memory.
-PROCESS_GIB = 0.9
+PROCESS_GIB = 1.2
 
 
 @dataclass(frozen=True)

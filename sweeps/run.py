@@ -172,6 +172,7 @@ def run_study(
     *,
     device: str = "auto",
     workers: int = 0,
+    concurrent: int | None = None,
     command: str = "",
 ) -> StudyResult:
     """Run every trial of a study that this study has not done yet.
@@ -179,6 +180,7 @@ def run_study(
     Args:
         device: `cpu` or `cuda`; `auto` takes what this machine has.
         workers: Data loading workers of each trial.
+        concurrent: Most trials at once; None for as many as fit.
         command: What the user typed, noted on the parent run.
 
     Raises:
@@ -201,7 +203,7 @@ def run_study(
     )
     study = replace(study, name=study.name or f"{study.kind}-{data.name}")
     assert study.name is not None
-    sweep = _Sweep(study, study.name, places, progress, data, weights, workers)
+    sweep = _Sweep(study, study.name, places, progress, data, weights, workers, concurrent)
     return sweep.run(expand(study, facts), launcher, command, started)
 
 
@@ -223,6 +225,7 @@ class _Sweep:
     data: PackedDataset
     weights: dict[str, tuple[str, str]]
     workers: int
+    concurrent: int | None
     _unwritten: list[Row] = field(default_factory=list)
 
     def run(
@@ -270,6 +273,7 @@ class _Sweep:
             nodes,
             launcher.machines(),
             reused=self.ledger.reused(nodes),
+            concurrent=self.concurrent,
             listener=self._on_event,
         )
         self.ledger.create(state.rows)

@@ -54,6 +54,7 @@ class SweepState:
         nodes: The trials; their demands are fitted to ``machines``.
         machines: What each machine offers.
         reused: State and reason of trials that have ended in an earlier invocation.
+        concurrent: Most trials at once; None for as many as fit.
         listener: Called with an event (`start`, `epoch`, `end`) and the row, after each change.
     """
 
@@ -63,6 +64,7 @@ class SweepState:
         machines: Sequence[Machine],
         *,
         reused: Mapping[str, tuple[State, str]] | None = None,
+        concurrent: int | None = None,
         listener: Listener | None = None,
     ) -> None:
         runnable = [node for node in nodes if node.blocked is None]
@@ -71,6 +73,7 @@ class SweepState:
         self.rows = {node.id: Row(node=fitted.get(node.id, node)) for node in nodes}
         self.machines = list(machines)
         self._free = list(machines)
+        self._concurrent = len(self.rows) if concurrent is None else concurrent
         self._place: dict[str, int] = {}
         self._brackets: dict[str, Bracket] = {}
         self._listen = listener or (lambda event, row: None)
@@ -97,6 +100,8 @@ class SweepState:
 
     def next(self) -> Row | None:
         """Start the most urgent trial whose needs are met and that fits; None when none does."""
+        if len(self.running) >= self._concurrent:
+            return None
         done = {name for name, row in self.rows.items() if row.state == "done"}
         started = {name for name, row in self.rows.items() if row.state != "waiting"}
         starts = plan(self._jobs, self._ranks, done=done, started=started, free=self._free)

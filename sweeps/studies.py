@@ -71,8 +71,8 @@ class Study:
         if self.search_factor < 2:
             raise SpecError(f"search_factor={self.search_factor} must be at least 2")
         if self.kind == "lr-search" or self.search_cell is not None:
-            if len(set(self.search_lrs)) < 2:
-                raise SpecError("a learning-rate search needs at least two different rates")
+            if len(set(self.search_lrs)) < 2 or min(self.search_lrs) <= 0:
+                raise SpecError("a learning-rate search needs two or more rates above 0")
             rungs = self.search_rungs
             if any(r < 1 for r in rungs) or list(rungs) != sorted(set(rungs)):
                 raise SpecError(f"search_rungs={list(rungs)} must be rising epochs, 1 or more")
@@ -190,7 +190,12 @@ def study_from(
     for name in merged:
         if name not in names:
             raise SpecError(f"a study has no setting {name!r}.{nearest(name, names)}")
-    return Study(**{name: _as_field(name, value) for name, value in merged.items()})
+    study = Study(**{name: _as_field(name, value) for name, value in merged.items()})
+    if study.search_cell is not None and not any("search_cell" in layer for layer in layers):
+        # A preset's search goes with the cells that were chosen from its grid.
+        if Cell.parse(study.search_cell) not in select(study.grid, study.only):
+            return replace(study, search_cell=None)
+    return study
 
 
 def _mapping(name: str, value: Any) -> dict[str, Any]:

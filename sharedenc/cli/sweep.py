@@ -252,7 +252,6 @@ class _Sweep:
             address=self.options["address"],
             cpus=self.options["cpus"],
             memory_gib=self.options["memory_gib"],
-            concurrent=self.options["concurrent"],
         )
 
     def _train(self, launcher: Launcher, progress: Any) -> StudyResult:
@@ -268,6 +267,7 @@ class _Sweep:
             progress,
             device=self.options["device"],
             workers=self.options["workers"],
+            concurrent=self.options["concurrent"],
             command=" ".join(sys.argv),
         )
 
@@ -363,7 +363,9 @@ def _timed(answer: Mapping[str, Any]) -> str:
     timed = answer["timed"]
     valid = sum(row["verdict"] == "valid" for row in timed)
     before = answer["already_timed"]
-    return f"timings: {len(timed)} timed now ({valid} valid), {before} before, on {answer['device']}"
+    return (
+        f"timings: {len(timed)} timed now ({valid} valid), {before} before, on {answer['device']}"
+    )
 
 
 def _command() -> str:

@@ -1,0 +1,147 @@
+"""A small study, really trained, through both launchers and a real MLflow server."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sharedenc.spec import Recipe
+from sharedenc.tracking import MlflowTracker, RunRecord
+from sweeps.launch import Launcher, LocalLauncher, RayLauncher
+from sweeps.ledger import find_study, status
+from sweeps.progress import PlainLines
+from sweeps.run import Places, StudyResult, run_study
+from sweeps.studies import Study
+
+SWAP = "resnet18/swap-frozen/seg"
+CELLS = ["resnet18/baseline/det", SWAP, "resnet18/share-frozen/seg"]
+
+
+@dataclass
+class Small:
+    """The study and where it runs; `result` is that of its first invocation, through Ray."""
+
+    study: Study
+    places: Places
+    result: StudyResult
+    folder: Path
+
+    def run(self, launcher: Launcher, **changes: Any) -> StudyResult:
+        return run_study(
+            replace(self.study, **changes),
+            self.places,
+            launcher,
+            PlainLines(StringIO()),
+            device="cpu",
+            command="sharedenc sweep",
+        )
+
+    def records(self, study: str) -> list[RunRecord]:
+        return MlflowTracker(self.places.tracking_uri).runs(study)
+
+
+@pytest.fixture(scope="module")
+def small(mlflow_uri: str, tiny_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Small:
+    folder = tmp_path_factory.mktemp("sweep")
+    study = Study(
+        kind="full-grid",
+        name="small",
+        data=str(tiny_dataset),
+        recipe=Recipe(
+            epochs=1, batch_size=4, image_px=64, precision="float32", calibration_images=4
+        ),
+        only=(SWAP, "resnet18/share-frozen/seg"),
+        weights="none",
+    )
+    places = Places(tracking_uri=mlflow_uri, runs_dir=folder / "runs", cache_dir=folder / "cache")
+    small = Small(study, places, None, folder)  # type: ignore[arg-type]
+    small.result = small.run(RayLauncher(storage=folder / "ray", cpus=2))
+    return small
+
+
+def test_all_cells_end_done(small: Small) -> None:
+    answer = small.result.to_dict()
+    assert answer["exit_code"] == 0
+    assert [(row["cell"], row["state"]) for row in answer["cells"]] == [(c, "done") for c in CELLS]
+    assert {"study", "cells", "exit_code"} <= set(answer)
+    for row in answer["cells"]:
+        assert {"reason", "key", "run_id", "attempts", "score"} <= set(row)
+        assert 0 <= row["score"] <= 1
+
+
+def test_the_server_has_one_parent_and_a_row_for_each_trial(small: Small) -> None:
+    parent, *children = sorted(
+        small.records("small"), key=lambda run: run.tags["sharedenc.kind"] != "study"
+    )
+    assert parent.tags["sharedenc.kind"] == "study"
+    assert parent.run_id == small.result.parent_id
+    assert json.loads(parent.tags["sharedenc.settings"])["recipe"]["image_px"] == 64
+    assert any(name.startswith("sharedenc.invocation.") for name in parent.tags)
+    assert sorted(run.name for run in children) == sorted(CELLS)
+    for run in children:
+        assert run.tags["mlflow.parentRunId"] == parent.run_id
+        assert run.tags["sharedenc.state"] == "done"
+        assert run.tags["sharedenc.stage"] == run.tags["sharedenc.strategy"]
+        assert run.status == "FINISHED"
+        assert "val/loss" in run.metrics
+        assert run.params["recipe.batch_size"] == "4"
+    by_name = {run.name: run for run in children}
+    assert "test/mAP" in by_name["resnet18/baseline/det"].metrics
+    assert "test/mIoU" in by_name[SWAP].metrics
+    assert len({run.tags["sharedenc.key"] for run in children}) == 3
+
+
+def test_the_merged_settings_are_an_artifact_that_can_be_run(small: Small) -> None:
+    from sweeps.studies import read_study_file, study_from
+
+    tracker = MlflowTracker(small.places.tracking_uri)
+    file = tracker.download(small.result.parent_id, "study.yaml", small.folder / "down")
+    assert study_from(read_study_file(file)) == small.study
+
+
+def test_in_process_gives_the_same_rows(small: Small) -> None:
+    local = small.run(LocalLauncher(), name="small-local").to_dict()
+    ours = small.result.to_dict()
+    for here, there in zip(local["cells"], ours["cells"], strict=True):
+        same = {"cell", "state", "reason", "key", "attempts", "lr", "seed"}
+        assert {k: here[k] for k in same} == {k: there[k] for k in same}
+        assert here["score"] == pytest.approx(there["score"], abs=2e-3)
+    losses = [
+        {run.name: run.metrics.get("val/loss") for run in small.records(name)}
+        for name in ("small", "small-local")
+    ]
+    for each in losses:
+        each.pop(small.result.study, None)
+        each.pop("small-local", None)
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+def test_the_same_study_again_trains_nothing(small: Small) -> None:
+    class Nothing(LocalLauncher):
+        def run(self, state: Any, payload: Any, beat: Any) -> None:
+            assert state.finished
+
+    again = small.run(Nothing())
+    first = {row.node.id: row for row in small.result.rows}
+    for row in again.rows:
+        assert (row.state, row.run_id) == ("done", first[row.node.id].run_id)
+        assert row.reason == "reused: done in an earlier invocation"
+        assert row.score == pytest.approx(first[row.node.id].score)
+    assert again.parent_id == small.result.parent_id
+    assert len(small.records("small")) == 1 + len(CELLS)
+
+
+def test_status_and_pages_are_read_from_the_server(small: Small) -> None:
+    uri = small.places.tracking_uri
+    answer = status(MlflowTracker(uri), "small")
+    assert {row["cell"]: row["state"] for row in answer["cells"]} == dict.fromkeys(CELLS, "done")
+    assert answer["exit_code"] == 0
+    page = find_study(uri, "small")
+    assert page is not None
+    assert all(row["run_id"] in page.compare_path for row in answer["cells"])
+    assert find_study(uri, "nope") is None

@@ -1,0 +1,184 @@
+"""`sharedenc sweep` and `sharedenc ui` as a user types them."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from click.testing import CliRunner, Result
+
+from sharedenc.cli import main
+
+
+def sweep(*args: str) -> Result:
+    return CliRunner().invoke(main, ["sweep", *args])
+
+
+def closed_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def test_show_prints_the_merged_settings_and_trains_nothing(tmp_path: Path) -> None:
+    file = tmp_path / "study.yaml"
+    file.write_text("kind: full-grid\npreset: quick\nrecipe: {alpha: 3}\nbackbones: [resnet18]\n")
+    shown = sweep(str(file), "--epochs", "5", "--lr", "resnet18=1e-3", "--show")
+    assert shown.exit_code == 0
+    values = yaml.safe_load(shown.stdout)
+    assert (values["recipe"]["epochs"], values["recipe"]["alpha"]) == (5, 3.0)
+    assert (values["backbones"], values["lr"]) == (["resnet18"], {"resnet18": 1e-3})
+    assert values["weights"] == "default"
+    demo = yaml.safe_load(sweep("full-grid", "--preset", "demo", "--show").stdout)
+    assert demo["weights"] == "none"
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["fullgrid"], "'fullgrid' is neither a kind.*Did you mean 'full-grid'"),
+        (["full-grid", "--preset", "dem"], "Did you mean 'demo'"),
+        (["full-grid", "--preset", "demo", "--only", "resnet81/*"], "matches none of the study's"),
+        (["full-grid", "--preset", "demo", "--backbones", "resnet81"], "Did you mean 'resnet18'"),
+        (["full-grid", "--preset", "demo", "--launcher", "rai"], "Did you mean 'ray'"),
+        (["full-grid", "--preset", "demo", "--seeds", "a"], "--seeds 'a' is not a list"),
+        (["full-grid", "--preset", "demo", "--lr", "x=y"], "neither RATE nor BACKBONE=RATE"),
+        (["full-grid", "--preset", "demo", "--address", "auto"], "MLFLOW_TRACKING_URI is not set"),
+    ],
+)
+def test_what_cannot_be_run_is_told_before_anything_starts(
+    args: list[str], message: str, tmp_path: Path
+) -> None:
+    answer = sweep(*args, "--runs-dir", str(tmp_path / "runs"))
+    assert answer.exit_code == 2
+    assert answer.stderr.startswith("Error: ")
+    import re
+
+    assert re.search(message, answer.stderr), answer.stderr
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_dead_tracking_server_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{closed_port()}")
+    answer = sweep("full-grid", "--preset", "demo", "--runs-dir", str(tmp_path))
+    assert answer.exit_code == 8
+    assert "no MLflow server answers" in answer.stderr
+
+
+def test_a_study_without_data_asks_for_it(
+    monkeypatch: pytest.MonkeyPatch, mlflow_uri: str, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_uri)
+    answer = sweep("full-grid", "--preset", "quick", "--runs-dir", str(tmp_path))
+    assert answer.exit_code == 2
+    assert "--data DIR" in answer.stderr
+
+
+def test_status_and_ui_of_an_unknown_study(
+    monkeypatch: pytest.MonkeyPatch, mlflow_uri: str
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_uri)
+    for args in (["sweep", "status", "nope"], ["ui", "nope"]):
+        answer = CliRunner().invoke(main, args)
+        assert answer.exit_code == 8
+        assert "no study 'nope'" in answer.stderr
+    assert mlflow_uri in CliRunner().invoke(main, ["ui"]).stdout
+
+
+def test_the_command_module_imports_no_engine() -> None:
+    check = "import sys, sharedenc.cli.sweep, sharedenc.cli.ui, sweeps.studies, sweeps.progress\n"
+    check += "assert not {'torch', 'ray', 'mlflow'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", check], check=True)
+
+
+def _start(tmp_path: Path, data: Path, *args: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "sharedenc", "sweep", "full-grid", "--data", str(data)]
+    command += ["--runs-dir", "runs", "--cache-dir", "cache", "--weights", "none", "--json"]
+    command += ["--log-json", "--image-px", "64", "--batch-size", "4", "--precision", "float32"]
+    command += ["--calibration-images", "4", *args]
+    return subprocess.Popen(
+        command,
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        env={**os.environ, "TMPDIR": "/tmp"},
+    )
+
+
+def _marked(mark: str) -> list[int]:
+    """Live processes whose command line or environment holds ``mark``."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            text = (folder / "cmdline").read_bytes() + (folder / "environ").read_bytes()
+            state = (folder / "stat").read_text().rpartition(")")[2].split()[0]
+        except OSError:
+            continue
+        if mark.encode() in text and state != "Z":
+            found.append(int(folder.name))
+    return found
+
+
+@pytest.mark.slow
+def test_ctrl_c_stops_at_once_keeps_what_is_done_and_leaves_no_process(
+    tmp_path: Path, tiny_dataset: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mark = f"sweep-under-test-{os.getpid()}-{time.monotonic_ns()}"
+    monkeypatch.setenv("SHAREDENC_TEST_MARK", mark)
+    only = ["--only", "resnet18/share-frozen/seg", "--epochs", "1000", "--early-stop-patience", "0"]
+    with _start(tmp_path, tiny_dataset, *only) as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if line.startswith("{") and json.loads(line).get("epoch", 0) >= 2:
+                break
+        process.send_signal(signal.SIGINT)
+        asked = time.monotonic()
+        stdout, _ = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert time.monotonic() - asked < 60
+    answer = json.loads(stdout)
+    assert answer["exit_code"] == 130
+    (cell,) = answer["cells"]
+    assert (cell["state"], cell["reason"]) == ("stopped", "stopped by Ctrl-C")
+    deadline = time.monotonic() + 30
+    while (left := _marked(mark)) and time.monotonic() < deadline:
+        left = [pid for pid in left if pid != os.getpid()]
+        if not left:
+            break
+        time.sleep(0.2)
+    assert not [pid for pid in left if pid != os.getpid()]
+
+
+@pytest.mark.slow
+def test_a_sweep_exports_and_reports_and_answers_in_json(
+    tmp_path: Path, tiny_dataset: Path
+) -> None:
+    args = ["--epochs", "1", "--only", "resnet18/baseline/seg", "--name", "one", "--agent"]
+    args += ["--search-cell", "resnet18/share-frozen/seg", "--search-lrs", "1e-4,1e-3"]
+    args += ["--search-epochs", "2"]
+    with _start(tmp_path, tiny_dataset, *args) as process:
+        stdout, stderr = process.communicate(timeout=280)
+    assert process.returncode == 0, stderr
+    answer = json.loads(stdout)
+    assert [(row["cell"], row["state"]) for row in answer["cells"]] == [
+        ("resnet18/baseline/seg", "done")
+    ]
+    assert len(answer["searches"]) == 2
+    assert "resnet18/share-frozen/seg" in answer["learning_rates"]
+    last = stderr.splitlines()[-6:]
+    assert any(line.startswith("study one: 1 of 1 cells done in ") for line in last)
+    assert any(line.startswith("learning rates of resnet18/share-frozen/seg: 2") for line in last)
+    assert any(line.startswith("exports: 1 of 4 graphs registered") for line in last)
+    assert any(line.startswith("timings: 1 timed now") for line in last)
+    assert (tmp_path / "runs" / "studies" / "one" / "report" / "index.html").is_file()
+    assert " ui one --runs-dir runs" in last[-1]
