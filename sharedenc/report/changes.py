@@ -12,6 +12,8 @@ from statistics import fmean
 from sharedenc.report.collect import StudyRows, TrialRow
 from sharedenc.report.published import published_backbones
 
+NOT_IN_STUDY = "not in this study"
+
 # Which task a test metric belongs to, by its first letters.
 _SEG_METRICS = ("mIoU", "pixel_acc", "IoU_")
 HEADLINE = {"seg": "mIoU", "det": "mAP"}
@@ -154,7 +156,7 @@ class Scores:
     @staticmethod
     def _figure(rows: Sequence[TrialRow], metric: str) -> Figure:
         if not rows:
-            return Figure.missing("not in this study")
+            return Figure.missing(NOT_IN_STUDY)
         done = [row for row in rows if row.state == "done"]
         if not done:
             row = max(rows, key=lambda row: row.changed_ms)

@@ -9,7 +9,7 @@ import io
 from collections.abc import Sequence
 from typing import Any
 
-from sharedenc.report.changes import HEADLINE, Scores, task_of
+from sharedenc.report.changes import HEADLINE, NOT_IN_STUDY, Scores, task_of
 from sharedenc.report.summary import Deployment
 
 # Colours that stay apart in print and for colour-blind readers (Okabe and Ito).
@@ -41,6 +41,8 @@ def score_bars(scores: Scores, beside: dict[tuple[str, str, str], float], head: 
                 score = scores.score(backbone, method, metric)
                 place = j + offset
                 if score.value is None or score.low is None or score.high is None:
+                    if score.why == NOT_IN_STUDY:
+                        continue
                     axis.text(place, 0.0, "x", ha="center", va="bottom", color=_COLOURS[i % 7])
                 else:
                     spread = [[score.value - score.low], [score.high - score.value]]
@@ -80,6 +82,7 @@ def cost_scatter(deployments: Sequence[Deployment], timed: str) -> bytes | None:
                 linestyle="",
                 markersize=8,
                 alpha=0.85,
+                fillstyle="none" if deployment.suspect else "full",
             )
         axis.set_xlabel("ms per picture, both tasks (p50)")
         axis.set_ylabel(f"test {metric}")

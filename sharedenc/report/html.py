@@ -20,10 +20,11 @@ from sharedenc.report.tables import (
 from sharedenc.report.text import number_text, published_text
 
 _CAPTIONS = {
-    "scores": "Test scores by method. An x is a cell without a score; a line is {head}.",
+    "scores": "Test scores by method. An x is a cell that has no score{line}.",
     "cost": (
         "What it costs to serve both tasks, timed on {timed}. One frozen encoder with two heads "
-        "has the dual network's architecture and time; a bias pair needs two passes."
+        "has the dual network's architecture and time; a bias pair needs two passes. "
+        "Hollow marks rest on suspect timings."
     ),
 }
 
@@ -49,11 +50,11 @@ def page(
     environment.filters["published"] = published_text
     rows, numbers = facts.rows, published()
     score_head = next(t.published_head for t in tables if t.spec.compare == "data")
-    head = (
-        "the published score"
-        if score_head == "published"
-        else f"the published score, a {score_head}"
-    )
+    line = "; a line is the published score"
+    if is_synthetic(rows):
+        line = ""
+    elif score_head != "published":
+        line += f", a {score_head}"
     return environment.get_template("report.html.j2").render(
         rows=rows,
         tables=tables,
@@ -62,7 +63,7 @@ def page(
         figures=[
             (
                 base64.b64encode(png).decode(),
-                _CAPTIONS[name].format(head=head, timed=summary.timed),
+                _CAPTIONS[name].format(line=line, timed=summary.timed),
             )
             for name, png in pictures.items()
         ],

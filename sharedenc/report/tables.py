@@ -342,8 +342,8 @@ _DET = (_score("mAP"), _change("mAP"), _score("mAP50"), _change("mAP50"))
 _COUNTED = {graph: _counted(graph) for graph in ("encoder", "det", "seg", "dual")}
 _TRAINED = {graph: _trained(graph) for graph in _COUNTED}
 _P50 = (
-    "Latency is the median (p50). The published timings are of the load `stream` "
-    "(two queries in flight); `single` is one query at a time."
+    "Latency is the median (p50). The published timings are of the load stream "
+    "(two queries in flight); single is one query at a time."
 )
 
 

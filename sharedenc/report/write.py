@@ -14,7 +14,14 @@ from sharedenc.report.collect import StudyRows, collect
 from sharedenc.report.html import page
 from sharedenc.report.published import published
 from sharedenc.report.summary import Summary, summarise
-from sharedenc.report.tables import Count, Facts, Table, build_tables, published_head
+from sharedenc.report.tables import (
+    Count,
+    Facts,
+    Table,
+    build_tables,
+    is_synthetic,
+    published_head,
+)
 from sharedenc.report.text import csv_text, markdown
 
 
@@ -74,11 +81,10 @@ def write_rows(rows: StudyRows, out: Path, count: Count) -> ReportPaths:
     facts = Facts(rows, Scores(rows), count)
     tables = build_tables(facts)
     summary = summarise(facts)
-    pictures = {
-        "scores": score_bars(
-            facts.scores, _published_scores(), published_head("data", rows, published())
-        )
-    }
+    # Beside drawn shapes the published scores would only stretch the axis.
+    beside = {} if is_synthetic(rows) else _published_scores()
+    head = published_head("data", rows, published())
+    pictures = {"scores": score_bars(facts.scores, beside, head)}
     scatter = cost_scatter(summary.deployments, summary.timed)
     if scatter is not None:
         pictures["cost"] = scatter
