@@ -34,9 +34,10 @@ from sharedenc.spec import (
 
 if TYPE_CHECKING:
     from sharedenc.data.packed import PackedDataset
-    from sharedenc.tracking import Tracker
+    from sharedenc.tracking import RunHandle, Tracker
     from sharedenc.training.job import EpochReport, OnEpoch, Outcome
 
+KEY, ATTEMPT = "sharedenc.key", "sharedenc.attempt"
 SHOWN = ("train/loss", "val/loss", "val/mAP", "val/mIoU")
 
 
@@ -181,19 +182,11 @@ class Session:
 
     def run(self, tracker: Tracker, trial: Trial, parent: Path | None) -> tuple[str, Outcome]:
         """Train one trial as a run of its own; returns the run's id."""
-        from sharedenc.training.job import trial_tags
         from sharedenc.training.run import TrialJob, run_and_record
 
         cell = trial.cell
-        tags = trial_tags(
-            trial,
-            study=self.study,
-            stage=cell.strategy,
-            data=self.pack.name,
-            classes=self.pack.classes,
-        )
-        parent_id = tracker.study(self.study, {"sharedenc.data": self.pack.name})
-        run = tracker.child(self.study, parent_id, cell.name, {**tags, "sharedenc.attempt": 1})
+        parent_run = tracker.study(self.study, {"sharedenc.data": self.pack.name})
+        run = self._open_run(tracker, parent_run, trial)
         job = TrialJob(
             trial=trial,
             pack=self.pack.root,
@@ -205,7 +198,30 @@ class Session:
             plugins=self.plugins,
         )
         with _progress(cell, self.recipe.epochs) as on_epoch:
-            return run.run_id, run_and_record(job, run, on_epoch)
+            outcome = run_and_record(job, run, on_epoch)
+        tracker.resume(parent_run).end("done")
+        return run.run_id, outcome
+
+    def _open_run(self, tracker: Tracker, parent_run: str, trial: Trial) -> RunHandle:
+        """The run of an interrupted training of this trial, else a new one."""
+        from sharedenc.training.checkpoint import RESUME
+        from sharedenc.training.job import trial_tags
+
+        if (self.work_dir(trial) / RESUME).exists():
+            runs = [r for r in tracker.runs(self.study) if r.tags.get(KEY) == trial.key]
+            if runs:
+                attempt = int(runs[-1].tags.get(ATTEMPT, "1")) + 1
+                run = tracker.resume(runs[-1].run_id)
+                run.tags({ATTEMPT: attempt})
+                return run
+        tags = trial_tags(
+            trial,
+            study=self.study,
+            stage=trial.cell.strategy,
+            data=self.pack.name,
+            classes=self.pack.classes,
+        )
+        return tracker.child(self.study, parent_run, trial.cell.name, {**tags, ATTEMPT: 1})
 
 
 def with_ap_list(metrics: Mapping[str, float]) -> dict[str, Any]:

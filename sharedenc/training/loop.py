@@ -175,8 +175,8 @@ def raise_if_not_finite(losses: Mapping[Any, Tensor], where: str) -> None:
     for task, loss in losses.items():
         if not bool(torch.isfinite(loss)):
             raise NonFiniteLossError(
-                f"the {task} loss is {float(loss.detach())} in {where}. Lower --lr, set --grad-clip 1, or "
-                "train with --precision float32."
+                f"the {task} loss is {float(loss.detach())} in {where}. Lower --lr, set "
+                "--grad-clip 1, or train with --precision float32."
             )
 
 
