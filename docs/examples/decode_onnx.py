@@ -24,8 +24,7 @@ Found = tuple[int, float, np.ndarray]
 def prepare(picture: Image.Image, spec: dict) -> np.ndarray:
     """The network's input, float32 [1, 3, S, S]: squashed to a square, then normalised."""
     height, width = spec["shape"][2:]
-    way = Image.Resampling.BOX if picture.width >= width else Image.Resampling.BILINEAR
-    squashed = picture.convert("RGB").resize((width, height), way)
+    squashed = picture.convert("RGB").resize((width, height), Image.Resampling.BILINEAR)
     pixels = np.asarray(squashed, np.float32) / 255
     normalised = (pixels - np.float32(spec["mean"])) / np.float32(spec["std"])
     return np.ascontiguousarray(normalised.transpose(2, 0, 1)[None])

@@ -95,7 +95,7 @@ def describe(
             "shape": [1, 3, image_px, image_px],
             "type": "float32",
             "channels": "RGB",
-            "resize": "to the input's size, aspect ratio not kept; average where it shrinks",
+            "resize": "bilinear with antialiasing to the input's size, aspect ratio not kept",
             "normalise": "(pixel / 255 - mean) / std, per channel, done before the graph",
             "mean": [float(v) for v in meta["mean"]],
             "std": [float(v) for v in meta["std"]],

@@ -24,7 +24,7 @@ def alive_network(
 ) -> Network:
     """A random network whose batch norms know their inputs: without that, deep features vanish.
 
-    Eight images, since the smallest map has one value per image.
+    Several images, since the smallest map has one value per image; two at a time, for memory.
     """
     network = build_network(backbone, tasks, classes + 1, seed=seed)
     for module in network.modules():
@@ -33,7 +33,8 @@ def alive_network(
             module.reset_running_stats()
     network.train()
     with torch.no_grad():
-        network(natural_images(8, 320, seed=seed))
+        for at in range(0, 6, 2):
+            network(natural_images(6, 320, seed=seed)[at : at + 2])
     return network.eval()
 
 
