@@ -42,7 +42,12 @@ FILES: dict[str, list[str]] = {
     "segmentation_head": ["sharedenc/models/segmentation_head.py"],
     "losses": ["sharedenc/training/losses.py", "sharedenc/training/matching.py"],
     "schedule": ["sharedenc/training/schedule.py"],
-    "loop": ["sharedenc/training/loop.py", "sharedenc/training/run.py"],
+    "loop": [
+        "sharedenc/training/loop.py",
+        "sharedenc/training/run.py",
+        "sharedenc/training/initialise.py",
+        "sharedenc/training/numerics.py",
+    ],
     "evaluation": [
         "sharedenc/evaluation/evaluate.py",
         "sharedenc/evaluation/detection.py",

@@ -30,6 +30,7 @@ from sharedenc.data.dataset import (
 )
 from sharedenc.errors import DataError
 
+OFFICIAL_NAME = "coco2017"
 OFFICIAL_IMAGES = (118287, 5000)
 """Images in the official train2017 and val2017; a folder with just these is named coco2017."""
 
@@ -111,8 +112,9 @@ class CocoSource:
         if self._official and all(split in self._parsed for split in self._files):
             counts = (self._parsed["train"].images, self._parsed["test"].images)
             if counts == OFFICIAL_IMAGES:
-                return "coco2017"
-        return self._name
+                return OFFICIAL_NAME
+        # Published numbers stand beside the official set only, whatever a folder is called.
+        return f"{self._name}-part" if self._name == OFFICIAL_NAME else self._name
 
     @cached_property
     def _train_categories(self) -> dict[int, str]:

@@ -43,6 +43,19 @@ def test_real_photos_have_the_known_counts(shared_data: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+def test_a_folder_that_is_only_called_coco2017_is_not_the_published_set(
+    shared_data: Path, tmp_path: Path
+) -> None:
+    linked = tmp_path / "copy" / "coco2017"
+    linked.mkdir(parents=True)
+    for part in ("annotations", "train2017", "val2017"):
+        (linked / part).symlink_to(shared_data / "coco_mini" / part)
+    source = open_source(linked)
+    for split in ("train", "test"):
+        source.records(split)
+    assert source.name == "coco2017-part"
+
+
 def test_real_label_maps_equal_pycocotools_on_every_kind_of_mask(
     shared_data: Path,
 ) -> None:
