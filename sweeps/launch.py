@@ -101,7 +101,7 @@ class RayLauncher:
     A Ray that this process has joined already is used as it is, and left running.
 
     Args:
-        storage: Where Tune may keep its (few) files.
+        storage: A folder of this launcher's own for Tune's (few) files; removed at the end.
         threads: Threads of one trial, for the libraries that read them from the environment.
         address: A Ray cluster to join; None starts a private Ray on this machine.
         cpus, memory_gib: Limits of this machine that differ from what it has.
@@ -201,9 +201,9 @@ class RayLauncher:
 
     def close(self) -> None:
         """Shut a private Ray down with all its processes, or leave the cluster."""
-        import ray
-
         if self._joined:
+            import ray
+
             ray.shutdown()
             self._joined = False
         if self._scratch is not None:

@@ -87,7 +87,11 @@ def fit(demands: Sequence[Demand], machines: Sequence[Machine]) -> list[Demand]:
         SpecError: no machine has the cores or GPUs of a trial.
     """
     clamped = []
+    # Loaders are given what there is: a trial never waits for a core while a GPU is free.
+    cores = [machine.cpus / machine.gpus for machine in machines if machine.gpus]
     for item in demands:
+        if item.gpus and cores:
+            item = replace(item, cpus=min(item.cpus, *cores))
         able = [m for m in machines if m.holds(replace(item, memory=0))]
         if not able:
             raise SpecError(

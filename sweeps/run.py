@@ -16,7 +16,7 @@ from sharedenc.tracking import MlflowTracker
 from sweeps.graph import SEARCH_STAGE, Facts, Node, expand, short_rate
 from sweeps.launch import Launcher
 from sweeps.ledger import Ledger, exit_code
-from sweeps.progress import Progress
+from sweeps.progress import JsonLines, Progress
 from sweeps.state import Row, SweepState
 from sweeps.studies import Study
 
@@ -187,7 +187,7 @@ def run_study(
         SharedencError: data, weights, study or server cannot be used; nothing was started.
     """
     started = time.monotonic()
-    data = open_data(study, places)
+    data = open_data(study, places, progress=not isinstance(progress, JsonLines))
     for warning in data.warnings:
         progress.note(f"warning: {warning}")
     weights = find_weights(study)
@@ -248,6 +248,9 @@ class _Sweep:
             except KeyboardInterrupt:
                 interrupted = True
                 self.progress.note("stopping: finished cells stay finished")
+        except BaseException as error:
+            self.ledger.close("failed", str(error) or type(error).__name__)
+            raise
         finally:
             launcher.close()
         if interrupted:
@@ -269,10 +272,12 @@ class _Sweep:
         return result
 
     def _open(self, nodes: Sequence[Node], launcher: Launcher) -> SweepState:
+        reused = self.ledger.reused(nodes)
+        to_run = any(node.blocked is None and node.id not in reused for node in nodes)
         state = SweepState(
             nodes,
-            launcher.machines(),
-            reused=self.ledger.reused(nodes),
+            launcher.machines() if to_run else [],
+            reused=reused,
             concurrent=self.concurrent,
             listener=self._on_event,
         )

@@ -67,7 +67,8 @@ class SweepState:
         concurrent: int | None = None,
         listener: Listener | None = None,
     ) -> None:
-        runnable = [node for node in nodes if node.blocked is None]
+        reused = reused or {}
+        runnable = [node for node in nodes if node.blocked is None and node.id not in reused]
         demands = fit([node.demand for node in runnable], machines) if runnable else []
         fitted = {n.id: replace(n, demand=d) for n, d in zip(runnable, demands, strict=True)}
         self.rows = {node.id: Row(node=fitted.get(node.id, node)) for node in nodes}
@@ -79,7 +80,7 @@ class SweepState:
         self._listen = listener or (lambda event, row: None)
         self._jobs = [row.node.job for row in self.rows.values()]
         self._ranks = upward_ranks(self._jobs)
-        for name, (state, reason) in (reused or {}).items():
+        for name, (state, reason) in reused.items():
             self.rows[name].state, self.rows[name].reason = state, reason
 
     def skip_blocked(self) -> None:

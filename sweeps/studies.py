@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -62,6 +63,11 @@ class Study:
 
     def __post_init__(self) -> None:
         check_choice("kind", self.kind, KINDS)
+        if self.name is not None and not re.fullmatch(r"\w[\w.\- ]*", self.name):
+            raise SpecError(
+                f"name={self.name!r} must begin with a letter or digit and hold letters, digits, "
+                "spaces and _ . - only: folders are named after it"
+            )
         for backbone in self.lr:
             check_choice("lr: backbone", backbone, [*BACKBONES, "*"])
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):

@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import sys
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -217,6 +218,7 @@ class _Sweep:
         from sweeps.progress import open_progress
 
         self.runs_dir = runs_root(self.options["runs_dir"])
+        self._models: list[str] = []
         self._refuse_private_server()
         launcher = self._launcher()
         before = signal.signal(signal.SIGTERM, _as_interrupt)
@@ -247,7 +249,7 @@ class _Sweep:
         if self.options["launcher"] == "local":
             return LocalLauncher()
         return RayLauncher(
-            storage=self.runs_dir / "ray",
+            storage=self.runs_dir / f".tune-{os.getpid()}-{time.time_ns()}",
             threads=self.study.recipe.cpu_threads,
             address=self.options["address"],
             cpus=self.options["cpus"],
@@ -283,13 +285,19 @@ class _Sweep:
                 lines += self._step("report", self._report, result)
         lines.append(f"MLflow: {_command()} ui {result.study}{self._where()}")
         for line in lines:
-            click.echo(line, err=self.options["as_json"])
+            self._say(line, err=self.options["as_json"])
         if self.options["as_json"]:
             click.echo(json.dumps(result.to_dict(), indent=2))
         return result.exit_code
 
+    def _say(self, text: str, *, err: bool) -> None:
+        if self.options["log_json"]:
+            click.echo(json.dumps({"event": "note", "text": text}), err=True)
+        else:
+            click.echo(text, err=err)
+
     def _step(self, name: str, step: Any, result: StudyResult) -> list[str]:
-        click.echo(f"{name} ...", err=True)
+        self._say(f"{name} ...", err=True)
         try:
             lines: list[str] = step(result)
         except SharedencError as error:
@@ -300,21 +308,21 @@ class _Sweep:
         from sharedenc.export.registry import export_study
 
         rows = export_study(self.uri, result.study)
-        ready = sum(row.ready for row in rows)
+        self._models = [row.model for row in rows if row.ready]
         failed = [row for row in rows if row.outcome == "failed"]
-        lines = [f"exports: {ready} of {len(rows)} graphs registered"]
+        lines = [f"exports: {len(self._models)} of {len(rows)} graphs registered"]
         return lines + [f"  {row.cell} {row.graph}: {row.reason}" for row in failed]
 
     def _time(self, result: StudyResult) -> list[str]:
         import subprocess
 
-        from jetson_agent.protocol import model_name
-
+        if not self._models:
+            return ["timings: nothing was registered"]
         command = [sys.executable, "-m", "jetson_agent", "once", "--tracking-uri", self.uri]
         command += ["--backend", "onnxruntime", "--state-dir", str(self.runs_dir / "agent")]
         command += ["--json"]
-        for backbone in dict.fromkeys(row.node.cell.backbone for row in result.finals):
-            command += ["--select", model_name("*", backbone, "*")]
+        for model in self._models:
+            command += ["--select", model]
         ran = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
         try:
             timed = json.loads(ran.stdout)
@@ -345,10 +353,10 @@ def _summary(result: StudyResult) -> list[str]:
     for row in result.rows:
         if row.state in ("failed", "skipped"):
             lines.append(f"{row.node.id}: {row.state}: {row.reason}")
-    if finals:
-        done = sum(row.state == "done" for row in finals)
-        time = duration(result.seconds)
-        lines.append(f"study {result.study}: {done} of {len(finals)} cells done in {time} min")
+    counted, what = (finals, "cells") if finals else (result.rows, "searching trials")
+    done = sum(row.state == "done" for row in counted)
+    took = duration(result.seconds)
+    lines.append(f"study {result.study}: {done} of {len(counted)} {what} done in {took} min")
     for winner in result.winners:
         lines.append(
             f"learning rates of {winner.cell}: {winner.trials} trials, {winner.stopped} stopped "

@@ -41,6 +41,12 @@ def test_a_gpu_takes_one_trial_at_a_time() -> None:
     assert not Machine(cpus=64, gpus=1, memory=2**40).without(asked).holds(asked)
 
 
+def test_few_cores_leave_no_gpu_idle() -> None:
+    machine = Machine(cpus=4, gpus=8, memory=64 * GIB)
+    (asked,) = fit([Demand(cpus=2, gpus=1, memory=GIB)], [machine])
+    assert asked.cpus == 0.5
+
+
 def test_demands_become_equal_when_memory_is_plenty() -> None:
     small, large = Demand(memory=1 * GIB), Demand(memory=4 * GIB)
     assert fit([small, large], [Machine(cpus=2, memory=8 * GIB)]) == [large, large]

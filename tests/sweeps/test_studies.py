@@ -61,6 +61,7 @@ def test_lr_search_searches_the_baselines_and_trains_nothing_else() -> None:
         ({"seeds": ["a"]}, "seeds=.* is not of the right type"),
         ({"lr": {"resnet19": 1.0}}, "Did you mean 'resnet18'"),
         ({"seeds": [1, 1]}, "different numbers"),
+        ({"name": "../x"}, "must begin with a letter or digit"),
         ({"search_cell": "resnet18/dual", "search_lrs": [1e-3]}, "two or more rates"),
         ({"search_cell": "resnet18/dual", "search_rungs": [2, 1]}, "rising epochs"),
     ],

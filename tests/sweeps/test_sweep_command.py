@@ -175,7 +175,10 @@ def test_a_sweep_exports_and_reports_and_answers_in_json(
     ]
     assert len(answer["searches"]) == 2
     assert "resnet18/share-frozen/seg" in answer["learning_rates"]
-    last = stderr.splitlines()[-6:]
+    # Every line on standard error is an event.
+    events = [json.loads(line) for line in stderr.splitlines()]
+    assert {"start", "epoch", "end", "note"} == {event["event"] for event in events}
+    last = [event["text"] for event in events[-6:]]
     assert any(line.startswith("study one: 1 of 1 cells done in ") for line in last)
     assert any(line.startswith("learning rates of resnet18/share-frozen/seg: 2") for line in last)
     assert any(line.startswith("exports: 1 of 4 graphs registered") for line in last)
