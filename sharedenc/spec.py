@@ -211,12 +211,11 @@ class Recipe:
     def __post_init__(self) -> None:
         for name, allowed in CHOICES.items():
             check_choice(name, getattr(self, name), allowed)
-        for name in ("epochs", "batch_size", "image_px", "cpu_threads", "top_k"):
-            if getattr(self, name) < 1:
-                raise SpecError(f"{name}={getattr(self, name)} must be at least 1")
-        for name in ("flip_p", "jitter_p", "blur_p", "min_visible", "score_threshold", "nms_iou"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise SpecError(f"{name}={getattr(self, name)} must lie in 0..1")
+        for name, (lowest, highest) in BOUNDS.items():
+            value = getattr(self, name)
+            if not lowest <= value <= highest:
+                limit = f"at least {lowest}" if highest == math.inf else f"{lowest} to {highest}"
+                raise SpecError(f"{name}={value} must be {limit}")
         for item in fields(self):
             value = getattr(self, item.name)
             if isinstance(value, float) and (not math.isfinite(value) or value < 0):
@@ -225,8 +224,16 @@ class Recipe:
             raise SpecError(f"image_px={self.image_px} must be a multiple of 32 (encoder stride)")
         if not 0 < self.crop_scale_min <= 1:
             raise SpecError(f"crop_scale_min={self.crop_scale_min} must lie in (0, 1]")
+        for name in ("beta1", "beta2", "plateau_factor"):
+            if getattr(self, name) >= 1:
+                raise SpecError(f"{name}={getattr(self, name)} must be below 1")
         if self.blur_kernel % 2 == 0:
             raise SpecError(f"blur_kernel={self.blur_kernel} must be odd")
+        if not 0 < self.blur_sigma_min <= self.blur_sigma_max:
+            raise SpecError(
+                f"blur_sigma_min={self.blur_sigma_min} must be above 0 and at most "
+                f"blur_sigma_max={self.blur_sigma_max}"
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """All settings, in the order of their definition."""
@@ -251,6 +258,30 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "precision": get_args(Precision),
     "memory_format": get_args(MemoryFormat),
     "sample_path": get_args(SamplePath),
+}
+
+
+# Smallest and largest value of a setting, both allowed.
+BOUNDS: dict[str, tuple[float, float]] = {
+    **dict.fromkeys(
+        (
+            "epochs",
+            "batch_size",
+            "image_px",
+            "calibration_images",
+            "blur_kernel",
+            "crop_ratio_max",
+            "top_k",
+            "detections_per_image",
+            "cpu_threads",
+        ),
+        (1, math.inf),
+    ),
+    **dict.fromkeys(("plateau_patience", "early_stop_patience"), (0, math.inf)),
+    **dict.fromkeys(
+        ("flip_p", "jitter_p", "blur_p", "min_visible", "score_threshold", "nms_iou"), (0, 1)
+    ),
+    "jitter_hue": (0, 0.5),
 }
 
 
@@ -386,6 +417,8 @@ class Trial:
     def __post_init__(self) -> None:
         if not (math.isfinite(self.lr) and self.lr > 0):
             raise SpecError(f"lr={self.lr} must be a finite number above 0")
+        if not 0 <= self.seed < 2**63:
+            raise SpecError(f"seed={self.seed} must be a whole number from 0 to 2**63 - 1")
         if (self.parent_key is None) != (self.cell.source is None):
             raise SpecError(f"{self.cell}: a parent key belongs to swap cells, and only to them")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -95,6 +96,33 @@ def test_recipes_read_back_and_reject_what_they_do_not_know() -> None:
         Recipe(image_px=100)
     with pytest.raises(SpecError, match=r"scheduler='platau'.*'plateau'"):
         Recipe.from_dict({"scheduler": "platau"})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("epochs", 0),
+        ("early_stop_patience", -1),
+        ("calibration_images", 0),
+        ("blur_kernel", -3),
+        ("blur_sigma_min", 3.0),
+        ("flip_p", 1.5),
+        ("jitter_hue", 0.6),
+        ("beta1", 1.0),
+        ("plateau_factor", 1.0),
+        ("alpha", math.nan),
+        ("weight_decay", math.inf),
+    ],
+)
+def test_a_setting_out_of_its_range_is_named_with_its_value(name: str, value: float) -> None:
+    with pytest.raises(SpecError, match=f"{name}={value}"):
+        Recipe(**{name: value})
+
+
+@pytest.mark.parametrize("change", [{"seed": -1}, {"seed": 2**63}, {"lr": 0.0}, {"lr": math.nan}])
+def test_a_trial_refuses_what_cannot_train(change: dict[str, Any]) -> None:
+    with pytest.raises(SpecError, match=f"{next(iter(change))}="):
+        trial(**change)
 
 
 def test_presets_are_valid_recipes() -> None:
