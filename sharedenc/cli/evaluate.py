@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
-from sharedenc.errors import DataError
+from sharedenc.data.dataset import read_json
 
 if TYPE_CHECKING:
     from sharedenc.evaluation.detection import ApResult, IouType
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def evaluate(annotations: Path, detections: Path, iou_type: IouType, as_json: bool) -> None:
     """Score detections by COCO AP, over all images and categories of the ground truth."""
-    truth = read_json(annotations, dict, "a COCO instances file (an object)")
+    truth = read_json(annotations)
     found = read_json(detections, list, "a COCO results file (a list)")
 
     from sharedenc.evaluation.detection import coco_ap
@@ -49,23 +49,6 @@ def evaluate(annotations: Path, detections: Path, iou_type: IouType, as_json: bo
         click.echo(json.dumps(result.to_dict()))
     else:
         print_tables(result, len(truth["images"]), len(found))
-
-
-def read_json(path: Path, kind: type, what: str) -> Any:
-    """Read a JSON file that must hold ``kind``.
-
-    Raises:
-        DataError: it is missing, unreadable, not JSON or something else.
-    """
-    try:
-        content = json.loads(path.read_bytes())
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror}") from error
-    except ValueError as error:
-        raise DataError(f"{path} is not JSON: {error}") from error
-    if not isinstance(content, kind):
-        raise DataError(f"{path} holds a JSON {type(content).__name__}; {what} is needed")
-    return content
 
 
 def print_tables(result: ApResult, images: int, detections: int) -> None:

@@ -205,25 +205,27 @@ def clip_box(
     return box, max(-x, -y, x + w - width, y + h - height) > 0.5
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object.
+def read_json(
+    path: Path, kind: type = dict, what: str = "a COCO instances file (an object)"
+) -> Any:
+    """Read a JSON file that must hold a ``kind``; ``what`` names it in the error.
 
     Raises:
-        DataError: when the file is missing, unreadable, no JSON, or not an object.
+        DataError: when the file is missing, unreadable, no JSON, or holds something else.
     """
     try:
         with path.open("rb") as file:
             content = json.load(file)
     except FileNotFoundError:
-        raise DataError(f"the annotation file {path} does not exist") from None
+        raise DataError(f"the file {path} does not exist") from None
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise DataError(
             f"{path} is not valid JSON: {error}. Was its download or copy cut short?"
         ) from error
-    if not isinstance(content, dict):
-        raise DataError(f"{path} holds a JSON {type(content).__name__}, not a COCO object {{...}}")
+    if not isinstance(content, kind):
+        raise DataError(f"{path} holds a JSON {type(content).__name__}; {what} is needed")
     return content
 
 

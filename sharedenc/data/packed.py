@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from sharedenc.data.classes import IGNORE_LABEL, ClassList
 from sharedenc.data.dataset import SPLITS, DataRules, Source, Split, open_source, slug
-from sharedenc.data.packing import FORMAT, META, build, disk_errors_are_told
+from sharedenc.data.packing import FORMAT, META, build, disk_errors_are_told, sync_folder
 from sharedenc.errors import DataError, check_choice
 from sharedenc.spec import Task
 
@@ -277,11 +277,7 @@ def _publish(building: Path, final: Path) -> PackedDataset:
             except DataError:
                 shutil.rmtree(final)
         building.rename(final)
-        descriptor = os.open(final.parent, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        sync_folder(final.parent)
     return PackedDataset.open(final)
 
 

@@ -86,7 +86,7 @@ def build(source: Source, folder: Path, *, fingerprint: str, shown: bool) -> str
             "fingerprint": fingerprint,
         },
     )
-    _sync_folder(folder)
+    sync_folder(folder)
     return digest.hexdigest()
 
 
@@ -187,13 +187,15 @@ def check_picture(data: bytes, record: Record) -> None:
     Raises:
         DataError: when it is no picture, is cut short, or has another size than its annotation.
     """
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
     where = f"{record.path} (image {record.image_id})"
     try:
         with Image.open(io.BytesIO(data)) as picture:
             kind, size = picture.format, picture.size
             picture.load()
+    except UnidentifiedImageError as error:  # its text is the address of our buffer
+        raise DataError(f"{where} is no picture. Copy or download it again.") from error
     except (OSError, SyntaxError, ValueError) as error:
         raise DataError(
             f"{where} cannot be decoded: {error}. Copy or download it again."
@@ -289,7 +291,8 @@ def _write_json(path: Path, value: object) -> None:
         os.fsync(file.fileno())
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Put a folder's own entries on the disk: a rename in it outlives a power cut."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

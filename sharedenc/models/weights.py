@@ -216,8 +216,13 @@ def read_state(path: Path) -> dict[str, Tensor]:
         pickle.UnpicklingError,
         SafetensorError,
     ) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise WeightsError(f"{path} cannot be read as weights: {reason}") from error
+        # torch's reader of old files stumbles over plain text with a bare number.
+        reason = (str(error).splitlines() or [""])[0]
+        reason = f"{type(error).__name__} {reason}".rstrip()
+        raise WeightsError(
+            f"{path} cannot be read as weights ({reason}). It is cut, or neither safetensors nor "
+            "what torch.save(model.state_dict(), ...) writes"
+        ) from error
     if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
         content = content["state_dict"]
     if not isinstance(content, dict) or not all(isinstance(v, Tensor) for v in content.values()):
@@ -234,7 +239,8 @@ def load_encoder_weights(encoder: Encoder, state: Mapping[str, Tensor]) -> None:
     network (``encoder.*``); classifiers and heads are left out, and a missing batch counter is 0.
 
     Raises:
-        WeightsError: a tensor is missing, unknown or of another shape; nothing was copied.
+        WeightsError: a tensor is missing, unknown, of another shape or not finite; nothing was
+            copied.
     """
     own = encoder.state_dict()
     given = _own_names(state, own)
@@ -254,6 +260,9 @@ def load_encoder_weights(encoder: Encoder, state: Mapping[str, Tensor]) -> None:
             "the weights are of another network: "
             f"missing are {_first(missing)}; not known here are {_first(unknown)}"
         )
+    broken = [name for name in own if name in given and not bool(given[name].isfinite().all())]
+    if broken:
+        raise WeightsError(f"the weights hold NaN or infinity in {_first(broken)}")
     with torch.no_grad():
         for name, tensor in own.items():
             if name in given:

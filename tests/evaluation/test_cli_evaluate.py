@@ -62,9 +62,10 @@ def test_no_detections_are_zero_with_a_warning(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("truth", "found", "message"),
     [
-        (None, FOUND, "cannot read .*truth.json: No such file"),
-        (b"", FOUND, "truth.json is not JSON"),
-        (TRUTH, b"[{", "found.json is not JSON"),
+        (None, FOUND, "truth.json does not exist"),
+        (b"", FOUND, "truth.json is not valid JSON"),
+        (b"[" * 100_000, FOUND, "truth.json is not valid JSON"),
+        (TRUTH, b"[{", "found.json is not valid JSON"),
         (TRUTH, {"a": 1}, "found.json holds a JSON dict; a COCO results file"),
         ([], FOUND, "truth.json holds a JSON list; a COCO instances file"),
         ({}, FOUND, "no list 'images'"),

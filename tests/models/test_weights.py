@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -201,6 +202,16 @@ def test_wrong_shapes_name_the_first_tensors_with_both_shapes(
     del state["conv1.weight"], state["layer1.0.conv1.weight"]
     with pytest.raises(WeightsError, match=r"missing are body.conv1.weight"):
         load_encoder_weights(fresh, state)
+
+
+def test_weights_that_are_not_finite_are_named(resnet: Encoder, fresh: Encoder) -> None:
+    before = {name: value.clone() for name, value in fresh.state_dict().items()}
+    state = torchvision_state(resnet)
+    state["layer1.0.conv1.weight"] = state["layer1.0.conv1.weight"].clone()
+    state["layer1.0.conv1.weight"][0, 0, 0, 0] = math.nan
+    with pytest.raises(WeightsError, match=r"NaN or infinity in body\.layer1\.0\.conv1\.weight"):
+        load_encoder_weights(fresh, state)
+    assert all(value.equal(before[name]) for name, value in fresh.state_dict().items())
 
 
 @pytest.mark.parametrize("name", ["cut.pth", "cut.safetensors", "text.pth", "list.pth"])
