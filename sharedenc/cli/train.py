@@ -21,7 +21,7 @@ from sharedenc.cli.options import (
     runs_root,
     weights_option,
 )
-from sharedenc.errors import SpecError
+from sharedenc.errors import CheckpointError, SpecError
 from sharedenc.spec import (
     BACKBONES,
     Cell,
@@ -74,8 +74,10 @@ def train(ctx: click.Context, /, cell: str, **options: Any) -> None:
         raise SpecError("--data DIR is missing: a COCO 2017 or VOC folder, or a data.yaml.")
     recipe = build_recipe(options)
 
+    parent: Path | None = options["encoder"]
+    parent_key = None if parent is None else _source_key(parent, wanted)
+
     from sharedenc.data.packed import prepare
-    from sharedenc.training.checkpoint import read_checkpoint
 
     pack = prepare(options["data"], options["cache_dir"])
     for warning in pack.warnings:
@@ -90,16 +92,10 @@ def train(ctx: click.Context, /, cell: str, **options: Any) -> None:
         plugins=plugins,
         root=runs_root(options["runs_dir"]),
     )
-    parent: Path | None = None
-    parent_key: str | None = None
     with _tracker(session.root, track=options["track"]) as tracker:
-        if wanted.source is not None:
-            parent = options["encoder"]
-            if parent is None:
-                click.echo(f"{wanted} needs {wanted.source} first.", err=True)
-                parent, parent_key = session.source(tracker, wanted.source, ctx)
-            else:
-                parent_key = str(read_checkpoint(parent)[1].get("key"))
+        if wanted.source is not None and parent is None:
+            click.echo(f"{wanted} needs {wanted.source} first.", err=True)
+            parent, parent_key = session.source(tracker, wanted.source, ctx)
         trial = session.trial(wanted, parent_key)
         run_id, outcome = session.run(tracker, trial, parent)
     _finish(ctx, outcome)
@@ -230,6 +226,23 @@ def with_ap_list(metrics: Mapping[str, float]) -> dict[str, Any]:
     return {**metrics, "ap_per_iou": per_iou} if per_iou else dict(metrics)
 
 
+def _source_key(path: Path, cell: Cell) -> str:
+    """Key of the trial that a swap's checkpoint is of.
+
+    Raises:
+        CheckpointError: the file is damaged, or of another cell than the swap's source.
+    """
+    from sharedenc.training.checkpoint import read_checkpoint
+
+    _, meta = read_checkpoint(path)
+    if meta.get("cell") != str(cell.source) or not meta.get("key"):
+        raise CheckpointError(
+            f"{path} is a checkpoint of {meta.get('cell')}, and {cell} starts from the encoder of "
+            f"{cell.source}. Give the {path.name} of that cell, or leave out --encoder to train it."
+        )
+    return str(meta["key"])
+
+
 def _kind() -> Any:
     """The kind of device that torch can use here: a hidden or unusable GPU is none."""
     import torch
@@ -241,7 +254,8 @@ def _kind() -> Any:
 def _finish(ctx: click.Context, outcome: Outcome) -> None:
     """End the command when a trial failed, with its reason and the exit code of its error."""
     if outcome.state == "failed":
-        if outcome.kind == "code" and outcome.traceback:
+        # Status 1 is what none of our own errors has: a bug, whose place is worth showing.
+        if outcome.kind == "code" and outcome.exit_code == 1 and outcome.traceback:
             click.echo(outcome.traceback, err=True)
         click.echo(f"Error: {outcome.reason}", err=True)
         ctx.exit(outcome.exit_code)

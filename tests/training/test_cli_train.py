@@ -9,7 +9,9 @@ import pytest
 from click.testing import CliRunner, Result
 
 from sharedenc.cli import main
+from sharedenc.models.build import build_network
 from sharedenc.tracking import MlflowTracker
+from sharedenc.training.checkpoint import save_network
 
 SMALL = ["--image-px", "64", "--batch-size", "4", "--epochs", "1", "--weights", "none"]
 
@@ -63,7 +65,21 @@ def test_a_failed_trial_ends_with_its_reason_and_code(places: list[str]) -> None
     assert result.exit_code == 6
     assert "Error: the " in result.stderr
     assert "loss is" in result.stderr
+    assert "Traceback" not in result.stderr
     assert result.stdout == ""
+
+
+def test_a_swap_refuses_the_encoder_of_another_cell(places: list[str], tmp_path: Path) -> None:
+    source = tmp_path / "best.safetensors"
+    network = build_network("resnet18", ["seg"], 21, seed=0)
+    meta = {"backbone": "resnet18", "tasks": ["seg"], "num_classes": 21, "key": "k"}
+    save_network(network, source, {**meta, "cell": "resnet18/baseline/seg"})
+    arguments = [*places, *SMALL, "--no-track", "--encoder", str(source)]
+    result = train("resnet18/swap-frozen/seg", *arguments)
+    assert (result.exit_code, result.stdout) == (5, "")
+    assert "checkpoint of resnet18/baseline/seg" in result.stderr
+    assert "starts from the encoder of resnet18/baseline/det" in result.stderr
+    assert not (tmp_path / "runs").exists()
 
 
 @pytest.mark.parametrize(
