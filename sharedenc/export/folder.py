@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from sharedenc.errors import ExportError
 from sharedenc.export.onnx import INPUT, ExportInfo, export_graph
 from sharedenc.models.network import Network
 from sharedenc.spec import Graph
+from sharedenc.training.checkpoint import write_atomic
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,5 @@ def export_folder(
         run_id=str(meta.get("run_id") or ""),
         classes=list(meta["classes"]),
     )
-    part = folder / (MANIFEST_FILE + ".part")
-    part.write_text(manifest.to_json())
-    os.replace(part, folder / MANIFEST_FILE)
+    write_atomic(folder / MANIFEST_FILE, manifest.to_json().encode())
     return Exported(folder, info, manifest)

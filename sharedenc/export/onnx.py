@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import os
 import tempfile
 import warnings
@@ -24,6 +23,7 @@ from sharedenc.export.parity import check_parity, natural_images
 from sharedenc.models.boxes import MAX_LOG_SCALE, WEIGHTS
 from sharedenc.models.detection_head import DetectionHead, _box_generator
 from sharedenc.models.network import Network
+from sharedenc.models.weights import file_sha256
 from sharedenc.spec import GRAPHS, Graph, Task
 
 OPSET = 12
@@ -165,12 +165,6 @@ def read_model(path: Path) -> onnx.ModelProto:
         raise ExportError(f"{path} is not an ONNX file ({error}). Export the run again.") from error
     check_model(model, str(path))
     return model
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file, 64 hex digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _trace(module: GraphModule, example: Tensor, path: Path) -> None:

@@ -20,8 +20,8 @@ from jetson_agent.protocol import MANIFEST_FILE, MODEL_FILE, READY, STATE_TAG, m
 from sharedenc.errors import ExportError, SharedencError, TrackingError, nearest
 from sharedenc.export.folder import Exported, default_graphs, export_folder, model_data
 from sharedenc.export.metadata import Postprocess
-from sharedenc.export.onnx import file_sha256
 from sharedenc.models.network import Network
+from sharedenc.models.weights import file_sha256
 from sharedenc.spec import Cell, Graph
 from sharedenc.tracking import MlflowTracker, RunRecord, hide_credentials
 from sharedenc.training.checkpoint import load_network
