@@ -122,7 +122,7 @@ def hide_credentials(text: str) -> str:
 
 def metric_name(name: str) -> str:
     """Replace what MLflow does not take in a metric's name by ``_``."""
-    return re.sub(r"[^\w\-. :/]", "_", name, flags=re.ASCII)
+    return re.sub(r"[^\w\-. :/]", "_", name)
 
 
 def _texts(values: Mapping[str, Any], longest: int) -> dict[str, str]:

@@ -11,7 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from sharedenc.cli.options import data_options, runs_option, runs_root
+from sharedenc.cli.options import (
+    data_options,
+    load_plugins,
+    plugin_option,
+    runs_option,
+    runs_root,
+)
 from sharedenc.errors import ExportError, SpecError, check_choice
 from sharedenc.spec import GRAPHS, Cell, Graph
 
@@ -29,6 +35,7 @@ if TYPE_CHECKING:
     help="Write OUT/<cell>/<graph>/ instead of registering.",
 )
 @data_options
+@plugin_option
 @runs_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def export(
@@ -38,6 +45,7 @@ def export(
     out: Path | None,
     data: Path | None,
     cache_dir: Path | None,
+    plugins: tuple[Path, ...],
     runs_dir: Path | None,
     as_json: bool,
 ) -> None:
@@ -58,6 +66,7 @@ def export(
     if graphs and not targets:
         raise click.UsageError("a whole study has its own graphs; name cells to use --graph.")
     chosen = _graphs(graphs)
+    load_plugins(plugins)
     files = [Path(target) for target in targets if Path(target).is_file()]
     if files and out is None:
         raise SpecError(

@@ -9,12 +9,14 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import fields
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import click
 
 from sharedenc.errors import SpecError, check_choice
+from sharedenc.models import ENTRY_POINT_GROUP
 from sharedenc.presets import PRESETS
 from sharedenc.spec import Recipe
 
@@ -146,7 +148,12 @@ def runs_root(runs_dir: Path | None) -> Path:
 
 
 def load_plugins(paths: tuple[Path, ...]) -> tuple[str, ...]:
-    """Load the plugins given on the command line; returns their absolute paths."""
+    """Load installed plugins and those given on the command line; returns the latter's paths."""
+    # Without any, the engine stays unimported: `sweep --show` and help answer at once.
+    if entry_points(group=ENTRY_POINT_GROUP):
+        from sharedenc.models.plugins import load_entry_points
+
+        load_entry_points()
     found = tuple(str(path.resolve()) for path in paths)
     if found:
         from sharedenc.models.plugins import load_plugin

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from sharedenc.cli.options import runs_option, runs_root
+from sharedenc.cli.options import load_plugins, plugin_option, runs_option, runs_root
 from sharedenc.errors import DataError
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     help="Leave out boxes below this score.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print what was found as one JSON object.")
+@plugin_option
 @runs_option
 def predict(
     source: str,
@@ -40,6 +41,7 @@ def predict(
     out: Path,
     min_score: float,
     as_json: bool,
+    plugins: tuple[Path, ...],
     runs_dir: Path | None,
 ) -> None:
     """Draw boxes and masks that a trained network finds in IMAGES.
@@ -53,6 +55,7 @@ def predict(
       sharedenc predict models:/voc20-resnet18-dual/1 photo.jpg --out drawn
       sharedenc predict model.onnx *.jpg --out drawn --min-score 0.5 --json
     """
+    load_plugins(plugins)
     predictor = _predictor(source, runs_dir)
     out.mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, Any]] = []

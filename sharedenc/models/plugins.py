@@ -18,6 +18,7 @@ from importlib import metadata
 from pathlib import Path
 
 from sharedenc.errors import SharedencError, SpecError
+from sharedenc.models import ENTRY_POINT_GROUP
 from sharedenc.models.dry_run import check_encoder
 from sharedenc.models.encoders import ENCODERS, Encoder
 from sharedenc.models.freeze import register_freeze
@@ -25,8 +26,6 @@ from sharedenc.models.weights import OFFICIAL, OfficialWeights
 from sharedenc.spec import BACKBONES, BackboneInfo, register_backbone
 
 __all__ = ["load_entry_points", "load_plugin", "register_encoder", "register_freeze"]
-
-ENTRY_POINT_GROUP = "sharedenc.backbones"
 
 
 @dataclass
@@ -92,7 +91,9 @@ def load_plugin(plugin: str | Path, *, check: bool = True) -> tuple[str, ...]:
     path = Path(plugin)
     if path.suffix == ".py":
         if not path.is_file():
-            raise SpecError(f"there is no plugin file {path}")
+            raise SpecError(
+                f"there is no plugin file {path}; if it lies elsewhere, say where with --plugin"
+            )
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
         return _load(path.name, digest, check, lambda: _import_file(path, digest))
     spec = _find_module(str(plugin))

@@ -22,7 +22,8 @@ from torch import Tensor
 from sharedenc.errors import CheckpointError, SharedencError
 from sharedenc.models.build import build_network
 from sharedenc.models.network import Network
-from sharedenc.models.plugins import load_plugin
+from sharedenc.models.plugins import load_entry_points, load_plugin
+from sharedenc.spec import BACKBONES
 
 BEST, RESUME = "best.safetensors", "last.pt"
 META = "sharedenc"
@@ -95,8 +96,11 @@ def load_network(path: Path) -> tuple[Network, dict[str, Any]]:
     """
     state, meta = read_checkpoint(path)
     try:
-        for plugin in meta.get("plugins", ()):
-            load_plugin(Path(plugin), check=False)
+        # On another machine the file may lie elsewhere: then who loads it first names it.
+        if meta["backbone"] not in BACKBONES:
+            load_entry_points(check=False)
+            for plugin in meta.get("plugins", ()):
+                load_plugin(Path(plugin), check=False)
         network = build_network(meta["backbone"], meta["tasks"], meta["num_classes"], seed=0)
     except (KeyError, TypeError, SharedencError) as error:
         raise CheckpointError(f"checkpoint {path} names no network of ours: {error}") from error
