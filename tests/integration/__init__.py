@@ -1,0 +1,1 @@
+"""Parts working together, as a user meets them."""
