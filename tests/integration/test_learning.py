@@ -104,7 +104,6 @@ def test_training_loss_falls(learner: Learner, rest: str) -> None:
     tasks = ("det", "seg") if rest == "dual" else (rest.rsplit("/", 1)[1],)
     for task in tasks:
         losses = [row[f"train/loss_{task}"] for row in history]
-        print(rest, task, [round(loss, 3) for loss in losses], learner.train(rest).seconds)
         assert losses[-1] < 0.8 * losses[0], losses
 
 
@@ -112,7 +111,6 @@ def test_training_loss_falls(learner: Learner, rest: str) -> None:
 def test_a_trained_segmenter_beats_the_all_background_predictor(learner: Learner) -> None:
     blind = all_background_miou(learner.data / "annotations" / "test.json")
     trained = learner.train("baseline/seg").test
-    print(blind, trained)
     assert trained["mIoU"] > blind + 0.1
 
 
