@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import click
 import pytest
@@ -44,6 +45,15 @@ def test_an_unknown_command_gets_the_nearest_name() -> None:
     result = CliRunner().invoke(main, ["sweeep"])
     assert result.exit_code == 2
     assert "Did you mean 'sweep'?" in result.output
+
+
+def test_a_place_that_cannot_be_written_is_an_error_and_no_traceback(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    out = str(tmp_path / "file" / "drawn")
+    result = CliRunner().invoke(main, ["data", "synthetic", "--out", out, "--images", "3"])
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr.startswith("Error: ")
+    assert out in result.stderr
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import sys
 from typing import Any
@@ -68,6 +69,12 @@ class LazyGroup(click.Group):
         except SharedencError as error:
             click.echo(f"Error: {error}", err=True)
             ctx.exit(error.exit_code)
+        except OSError as error:
+            if error.errno == errno.EPIPE:  # nobody reads on; click ends quietly
+                raise
+            # A full disk or a folder that is not ours is the machine's fault and no bug.
+            click.echo(f"Error: {error}", err=True)
+            ctx.exit(1)
 
 
 @click.group(

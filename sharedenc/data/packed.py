@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, overload
+from zipfile import BadZipFile
 
 import numpy as np
 import numpy.typing as npt
@@ -55,7 +56,8 @@ class PackedSplit(Sequence[RawSample]):
         self.classes = classes
         self._images, self._masks = folder / f"{split}.images", folder / f"{split}.masks"
         self._has_masks = masks
-        with np.load(folder / f"{split}.npz", allow_pickle=False) as index:
+        # numpy leaves a file open that it opened itself and cannot read.
+        with (folder / f"{split}.npz").open("rb") as file, np.load(file) as index:
             self._index: dict[str, npt.NDArray[Any]] = {key: index[key] for key in index.files}
         self._maps: dict[Path, npt.NDArray[np.uint8]] = {}
         for path, ends in ((self._images, "image_ends"), (self._masks, "mask_ends")):
@@ -86,6 +88,11 @@ class PackedSplit(Sequence[RawSample]):
         if self._has_masks:
             png = self._bytes(self._masks, "mask_ends", i)
             label_map = cv2.imdecode(png, cv2.IMREAD_GRAYSCALE)
+        if image is None or (self._has_masks and label_map is None):
+            raise DataError(
+                f"image {self.ids[i]} in {self._images.parent} is damaged on the disk: delete that "
+                "pack to build it anew"
+            )
         objects = self._objects(i)
         return RawSample(
             image=image,
@@ -191,7 +198,7 @@ class PackedDataset:
                 return cls(root, meta)
         except FileNotFoundError as error:
             raise DataError(f"{root} is no finished pack: {error.filename} is missing") from error
-        except (OSError, ValueError, KeyError, DataError) as error:
+        except (OSError, ValueError, KeyError, EOFError, BadZipFile, DataError) as error:
             raise DataError(
                 f"the pack {root} is damaged ({error}); delete it to build it anew"
             ) from error

@@ -294,10 +294,25 @@ def test_a_damaged_pack_is_refused_and_built_anew(fruit: Path, tmp_path: Path) -
     (made.root / "val.images").write_bytes(data[:-1])
     with pytest.raises(DataError, match=r"is damaged .*delete it"):
         PackedDataset.open(made.root)
+    index = (made.root / "val.npz").read_bytes()
+    (made.root / "val.npz").write_bytes(index[:-30])
+    with pytest.raises(DataError, match=r"is damaged .*delete it"):
+        PackedDataset.open(made.root)
     again = pack(fruit, tmp_path / "cache")
     assert (again.root / "val.images").read_bytes() == data
     with pytest.raises(SpecError, match="split='dev' is not one of"):
         again.split("dev")
+
+
+@pytest.mark.parametrize("file", ["val.images", "val.masks"])
+def test_bytes_that_changed_on_the_disk_are_told_by_their_image(
+    fruit: Path, tmp_path: Path, file: str
+) -> None:
+    made = pack(fruit, tmp_path / "cache")
+    path = made.root / file
+    path.write_bytes(bytes(path.stat().st_size))
+    with pytest.raises(DataError, match=f"image 0 in .*{made.root.name} is damaged"):
+        PackedDataset.open(made.root).split("val")[0]
 
 
 def test_a_pack_can_go_to_a_folder_of_its_own(fruit: Path, tmp_path: Path) -> None:
