@@ -18,7 +18,7 @@ from sharedenc.cli.options import (
     runs_option,
     runs_root,
 )
-from sharedenc.errors import ExportError, SpecError, check_choice
+from sharedenc.errors import CheckpointError, ExportError, SpecError, check_choice
 from sharedenc.spec import GRAPHS, Cell, Graph
 
 if TYPE_CHECKING:
@@ -118,13 +118,13 @@ def _export(
 ) -> Iterator[dict[str, Any]]:
     if targets:
         for target in targets:
-            source = target if Path(target).is_file() else _run_id(uri, target, study)
-            if out is not None:
-                yield from _write(source, uri, graphs, out, images)
-            else:
-                from sharedenc.export.registry import register_run
-
-                yield from map(asdict, register_run(uri, source, graphs, images=images))
+            try:
+                yield from _export_one(uri, target, study, graphs, out, images)
+            except (ExportError, CheckpointError) as error:
+                if len(targets) == 1:
+                    raise
+                # The others are still wanted, and what is registered already is still told.
+                yield {"cell": target, "graph": "", "outcome": "failed", "reason": str(error)}
     elif study is not None and out is not None:
         from sharedenc.export.registry import Registry, best_run, study_exports
 
@@ -139,6 +139,23 @@ def _export(
         from sharedenc.export.registry import export_study
 
         yield from map(asdict, export_study(uri, study, images=images))
+
+
+def _export_one(
+    uri: str,
+    target: str,
+    study: str | None,
+    graphs: tuple[Graph, ...] | None,
+    out: Path | None,
+    images: Tensor | None,
+) -> Iterator[dict[str, Any]]:
+    source = target if Path(target).is_file() else _run_id(uri, target, study)
+    if out is not None:
+        yield from _write(source, uri, graphs, out, images)
+    else:
+        from sharedenc.export.registry import register_run
+
+        yield from map(asdict, register_run(uri, source, graphs, images=images))
 
 
 def _run_id(uri: str, target: str, study: str | None) -> str:

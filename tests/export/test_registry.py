@@ -212,6 +212,13 @@ def test_the_command_registers_a_cell_and_writes_a_run(
     (row,) = json.loads(result.stdout)["exports"]
     assert (row["outcome"], row["run_id"]) == ("registered", run_id)
 
+    several = ["export", "resnet18/dual", "resnet18/share-frozen/seg", "--study", study.name]
+    result = CliRunner().invoke(main, [*several, "--json"])
+    assert result.exit_code == ExportError.exit_code
+    outcomes = [row["outcome"] for row in json.loads(result.stdout)["exports"]]
+    assert outcomes == ["failed", "present"]
+    assert "1 of 2 exports failed" in result.stderr
+
     result = CliRunner().invoke(main, ["export", run_id, "--out", str(tmp_path / "files")])
     assert result.exit_code == 0, result.output
     folder = tmp_path / "files" / "resnet18-share-frozen-seg" / "seg"
