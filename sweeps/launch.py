@@ -6,6 +6,7 @@ import logging
 import os
 import shutil
 import tempfile
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,8 @@ RAY_SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    # Its monitor's kill ends all of Tune, while the kernel's ends one worker, which is one row.
+    "RAY_memory_monitor_refresh_ms": "0",
     "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
@@ -171,14 +174,31 @@ class RayLauncher:
         payload: Callable[[Row], dict[str, Any]],
         beat: Callable[[], None],
     ) -> None:
-        """Run the whole graph with one Tuner."""
+        """Run the whole graph with one Tuner; another one takes over should Tune itself fail."""
+        from sweeps.searcher import failure
+
+        self.storage.mkdir(parents=True, exist_ok=True)
+        while not state.finished:
+            try:
+                self._fit(state, payload, beat)
+                return
+            except RuntimeError as error:
+                lost = state.running
+                if not lost:
+                    raise
+                for row in lost:
+                    state.end(row.node.id, failure(f"{error}\n{traceback.format_exc()}"))
+
+    def _fit(
+        self,
+        state: SweepState,
+        payload: Callable[[Row], dict[str, Any]],
+        beat: Callable[[], None],
+    ) -> None:
         from ray import tune
 
         from sweeps.searcher import BracketScheduler, GraphSearcher, Watcher
 
-        if state.finished:
-            return
-        self.storage.mkdir(parents=True, exist_ok=True)
         tuner = tune.Tuner(
             tune.with_resources(make_trainable(self.run_trial), _placement),
             tune_config=tune.TuneConfig(

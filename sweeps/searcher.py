@@ -22,6 +22,18 @@ from sweeps.state import Row, SweepState
 OUT_OF_MEMORY = ("OutOfMemoryError", "memory usage threshold", "NODE_OUT_OF_MEMORY")
 
 
+def failure(trace: str) -> dict[str, Any]:
+    """The outcome of a trial whose worker is gone, by what Ray says of it."""
+    out_of_memory = any(sign in trace for sign in OUT_OF_MEMORY)
+    why = "it ran out of memory" if out_of_memory else "the worker process died"
+    return {
+        "state": "failed",
+        "kind": "oom" if out_of_memory else "machine",
+        "reason": f"{why} (Ray's message is the traceback)",
+        "traceback": trace,
+    }
+
+
 class GraphSearcher(Searcher):  # type: ignore[misc]  # Ray has no types
     """Hands out trials whose needs are met, the most urgent first, and nothing without a free slot.
 
@@ -108,17 +120,7 @@ class Watcher(Callback):  # type: ignore[misc]
     ) -> None:
         file = trial.error_file
         trace = Path(file).read_text(errors="replace") if file and Path(file).exists() else ""
-        out_of_memory = any(sign in trace for sign in OUT_OF_MEMORY)
-        why = "it ran out of memory" if out_of_memory else "the worker process died"
-        self._state.end(
-            trial.config["node"],
-            {
-                "state": "failed",
-                "kind": "oom" if out_of_memory else "machine",
-                "reason": f"{why} (Ray's message is the traceback)",
-                "traceback": trace,
-            },
-        )
+        self._state.end(trial.config["node"], failure(trace))
 
     def __reduce__(self) -> tuple[type, tuple[()]]:
         return Callback, ()
