@@ -58,10 +58,15 @@ class Winner:
 
 @dataclass(frozen=True, kw_only=True)
 class StudyResult:
-    """How a study ended. ``rates`` maps backbones to the one rate that serves their baselines."""
+    """How a study ended.
+
+    ``pack`` is the packed data set's folder; ``rates`` maps backbones to the one rate that serves
+    their baselines.
+    """
 
     study: str
     parent_id: str
+    pack: Path
     rows: list[Row]
     winners: list[Winner] = field(default_factory=list)
     rates: dict[str, float] = field(default_factory=dict)
@@ -262,6 +267,7 @@ class _Sweep:
         result = StudyResult(
             study=self.name,
             parent_id=self.ledger.parent_id,
+            pack=self.data.root,
             rows=rows,
             winners=winners,
             rates=common_rates(rows) if self.study.kind == "lr-search" else {},

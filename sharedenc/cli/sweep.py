@@ -305,9 +305,14 @@ class _Sweep:
         return lines
 
     def _export(self, result: StudyResult) -> list[str]:
-        from sharedenc.export.registry import export_study
+        from sharedenc.export.parity import photos
+        from sharedenc.export.registry import Registered, export_study
 
-        rows = export_study(self.uri, result.study)
+        def tell(row: Registered) -> None:
+            self._say(f"  {row.cell} {row.graph}: {row.outcome}", err=True)
+
+        images = photos(result.pack, 2, self.study.recipe.image_px)
+        rows = export_study(self.uri, result.study, images=images, on_row=tell)
         self._models = [row.model for row in rows if row.ready]
         failed = [row for row in rows if row.outcome == "failed"]
         lines = [f"exports: {len(self._models)} of {len(rows)} graphs registered"]
@@ -389,7 +394,7 @@ def _as_interrupt(number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
-@sweep.command()
+@sweep.command(epilog="Example: sharedenc sweep status full-grid-coco2017 --json")
 @click.argument("study")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output.")
 @runs_option

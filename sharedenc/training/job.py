@@ -107,13 +107,16 @@ def failure_kind(error: BaseException) -> FailureKind:
     return "machine" if isinstance(error, OSError) else "code"
 
 
-def trial_params(trial: Trial, weights: str) -> dict[str, Any]:
-    """Params of a trial's run: everything that is set, by the names of the layout."""
+def trial_params(trial: Trial) -> dict[str, Any]:
+    """Params of a trial's run: everything that is set, by the names of the layout.
+
+    Params never change, while one trial's weights may lie elsewhere tomorrow: their digest counts.
+    """
     params: dict[str, Any] = {
         f"recipe.{name}": value for name, value in trial.recipe.to_dict().items()
     }
     params |= {f"numerics.{name}": value for name, value in asdict(trial.numerics).items()}
-    return params | {"lr": trial.lr, "seed": trial.seed, "weights": weights}
+    return params | {"lr": trial.lr, "seed": trial.seed, "weights": trial.weights_digest}
 
 
 def trial_tags(

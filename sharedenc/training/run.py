@@ -57,7 +57,7 @@ def run_and_record(job: TrialJob, run: RunHandle, on_epoch: OnEpoch | None = Non
     try:
         run.keep_in(job.work_dir)
         run.tags({"sharedenc.state": "running", "sharedenc.reason": ""})
-        run.params(trial_params(job.trial, job.weights))
+        run.params(trial_params(job.trial))
         result = run_trial(job, run, on_epoch)
         run.end(result.state)
     except (KeyboardInterrupt, SystemExit) as error:
