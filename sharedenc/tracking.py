@@ -18,14 +18,15 @@ import time
 import urllib.error
 import urllib.request
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import urlsplit
 
-from sharedenc.errors import TrackingError
+from sharedenc.errors import TrackingError, nearest
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -108,6 +109,9 @@ class Tracker(Protocol):
     def runs(self, study: str) -> list[RunRecord]:
         """Return every run of the study, its parent included, oldest first; [] if unknown."""
 
+    def studies(self) -> list[str]:
+        """Return the names of all studies, sorted."""
+
     def history(self, run_id: str, metric: str) -> list[tuple[int, float]]:
         """Return ``(step, value)`` of one metric in the order of steps."""
 
@@ -118,6 +122,51 @@ class Tracker(Protocol):
 def hide_credentials(text: str) -> str:
     """Replace ``user:password`` of any URL in ``text`` by ``***``."""
     return re.sub(r"(?<=://)[^/\s@]+@", "***@", text)
+
+
+def no_study(study: str, names: Collection[str], where: str = "the tracking server") -> str:
+    """Say that a study is not among ``names``, and which one may be meant."""
+    known = ", ".join(sorted(names)) or "none"
+    hint = nearest(study, names)
+    return f"{hide_credentials(where)} has no study {study!r}; it has: {known}.{hint}"
+
+
+def is_study(experiment: str) -> bool:
+    """Whether an experiment's name is a study's: MLflow's own and the agent's are not."""
+    return experiment != "Default" and not experiment.startswith("bench/")
+
+
+def cause_of(error: BaseException) -> str:
+    """Why a request failed, in one line: what the system says, if it is the system's fault.
+
+    The libraries in between wrap that in several lines of their own names.
+    """
+    deepest, system = error, ""
+    while True:
+        if isinstance(deepest, OSError) and deepest.strerror:
+            system = deepest.strerror
+        below = deepest.__cause__ or deepest.__context__
+        if below is None:
+            break
+        deepest = below
+    lines = hide_credentials(str(error)).splitlines()
+    return system or (lines[0][:300] if lines else type(error).__name__)
+
+
+@contextmanager
+def refusals() -> Iterator[None]:
+    """Turn what MLflow and the network raise into a `TrackingError` of one line."""
+    import requests
+    from mlflow.exceptions import MlflowException
+
+    try:
+        yield
+    except (MlflowException, requests.RequestException, ConnectionError, TimeoutError) as error:
+        raise TrackingError(
+            f"the MLflow server refused or did not answer: {cause_of(error)}"
+        ) from error
+    except OSError as error:
+        raise TrackingError(hide_credentials(str(error))) from error
 
 
 def metric_name(name: str) -> str:
@@ -223,6 +272,17 @@ class MlflowTracker:
     def runs(self, study: str) -> list[RunRecord]:
         experiment = self._call(lambda: self._client.get_experiment_by_name(study))
         return [] if experiment is None else list(self._search(experiment.experiment_id))
+
+    def studies(self) -> list[str]:
+        names: list[str] = []
+        token: str | None = None
+        while True:
+            search = partial(self._client.search_experiments, max_results=PAGE, page_token=token)
+            page = self._call(search)
+            names += [experiment.name for experiment in page if is_study(experiment.name)]
+            token = page.token
+            if not token:
+                return sorted(names)
 
     def history(self, run_id: str, metric: str) -> list[tuple[int, float]]:
         points = self._call(lambda: self._client.get_metric_history(run_id, metric_name(metric)))
@@ -442,11 +502,11 @@ def _guarded(request: Callable[[], Any]) -> Any:
         return request()
     except MlflowException as error:
         if error.error_code in passing:
-            raise _ServerAway(hide_credentials(str(error))) from error
+            raise _ServerAway(cause_of(error)) from error
         raise
     except requests.RequestException as error:
         if error.response is None or error.response.status_code >= 500:
-            raise _ServerAway(hide_credentials(str(error))) from error
+            raise _ServerAway(cause_of(error)) from error
         raise
 
 
@@ -505,6 +565,9 @@ class MemoryTracker:
 
     def runs(self, study: str) -> list[RunRecord]:
         return [k.record for k in self._runs.values() if k.record.tags.get(STUDY) == study]
+
+    def studies(self) -> list[str]:
+        return sorted({kept.record.tags[STUDY] for kept in self._runs.values()})
 
     def history(self, run_id: str, metric: str) -> list[tuple[int, float]]:
         points = self._kept(run_id).points

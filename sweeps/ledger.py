@@ -17,7 +17,7 @@ from urllib.parse import urlencode
 from sharedenc.data.classes import ClassList
 from sharedenc.errors import TrackingError
 from sharedenc.spec import State
-from sharedenc.tracking import MlflowTracker, RunRecord, Tracker
+from sharedenc.tracking import MlflowTracker, RunRecord, Tracker, no_study
 from sharedenc.training.job import trial_tags
 from sweeps.brackets import CUT
 from sweeps.graph import SEARCH_STAGE, Node
@@ -178,7 +178,7 @@ def status(tracker: Tracker, study: str) -> dict[str, Any]:
     """
     records = tracker.runs(study)
     if not any(r.tags.get("sharedenc.kind") == "study" for r in records):
-        raise TrackingError(f"there is no study {study!r} on the tracking server")
+        raise TrackingError(no_study(study, tracker.studies()))
     cells: list[dict[str, Any]] = []
     searches: list[dict[str, Any]] = []
     for record in records:

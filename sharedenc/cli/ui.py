@@ -42,7 +42,7 @@ def pages(uri: str, study: str | None) -> list[str]:
     Raises:
         TrackingError: there is no such study.
     """
-    from sharedenc.tracking import hide_credentials
+    from sharedenc.tracking import MlflowTracker, hide_credentials, no_study
 
     shown = hide_credentials(uri).rstrip("/")
     if study is None:
@@ -51,7 +51,7 @@ def pages(uri: str, study: str | None) -> list[str]:
 
     found = find_study(uri, study)
     if found is None:
-        raise TrackingError(f"there is no study {study!r} at {shown}; `sharedenc ui` lists all")
+        raise TrackingError(no_study(study, MlflowTracker(uri).studies(), shown))
     return [
         f"runs:    {shown}{found.runs_path}",
         f"compare: {shown}{found.compare_path}",

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -17,13 +16,13 @@ from typing import Any, Literal
 from torch import Tensor
 
 from jetson_agent.protocol import MANIFEST_FILE, MODEL_FILE, READY, STATE_TAG, model_name
-from sharedenc.errors import ExportError, SharedencError, TrackingError, nearest
+from sharedenc.errors import ExportError, SharedencError, TrackingError
 from sharedenc.export.folder import Exported, default_graphs, export_folder, model_data
 from sharedenc.export.metadata import Postprocess
 from sharedenc.models.network import Network
 from sharedenc.models.weights import file_sha256
 from sharedenc.spec import Cell, Graph
-from sharedenc.tracking import MlflowTracker, RunRecord, hide_credentials
+from sharedenc.tracking import MlflowTracker, RunRecord, no_study, refusals
 from sharedenc.training.checkpoint import load_network
 
 CHECKPOINT = "checkpoint/best.safetensors"
@@ -201,12 +200,7 @@ class Registry:
         """All runs of a study that train a cell for good; searches register nothing."""
         runs = self._tracker.runs(study)
         if not runs:
-            with _refusals():
-                names = [e.name for e in self._client.search_experiments()]
-            raise TrackingError(
-                f"the server has no study {study!r}; it has {', '.join(sorted(names)) or 'none'}."
-                f"{nearest(study, names)}"
-            )
+            raise TrackingError(no_study(study, self._tracker.studies()))
         return [
             run
             for run in runs
@@ -230,7 +224,7 @@ class Registry:
 
     def run_of_version(self, name: str, version: str) -> str:
         """The run that a registered version was exported from."""
-        with _refusals():
+        with refusals():
             found = self._client.get_model_version(name, version)
         return str(found.run_id)
 
@@ -244,7 +238,7 @@ class Registry:
             ExportError: the run is not done.
             TrackingError: there is no such run, or it has no checkpoint.
         """
-        with _refusals():
+        with refusals():
             run = self._client.get_run(run_id)
         tags, params = run.data.tags, run.data.params
         state = tags.get("sharedenc.state")
@@ -288,7 +282,7 @@ class Registry:
             CHECKPOINT_TAG: run.checkpoint_sha256,
             PARITY_TAG: _short_parity(exported.info.parity),
         }
-        with _refusals():
+        with refusals():
             # All versions of one run and graph share one place, so an older one loses its files
             # now: say so before they change, or an agent would find files of another digest.
             for old in versions:
@@ -329,7 +323,7 @@ class Registry:
         """All versions of ``model`` that came from one run, oldest first."""
         found: list[Any] = []
         token: str | None = None
-        with _refusals():
+        with refusals():
             while True:
                 page = self._client.search_model_versions(f"name='{model}'", page_token=token)
                 found += [version for version in page if version.run_id == run_id]
@@ -342,7 +336,7 @@ class Registry:
         tags = version.tags
         if tags.get(STATE_TAG) != READY or tags.get(CHECKPOINT_TAG) != run.checkpoint_sha256:
             return False
-        with _refusals():
+        with refusals():
             files = self._client.list_artifacts(run.run_id, f"export/{graph}")
         return {MODEL_FILE, MANIFEST_FILE} <= {Path(file.path).name for file in files}
 
@@ -368,17 +362,3 @@ def _row(cell: str, graph: str, outcome: Outcome, model: str, version: Any) -> R
         sha256=json.loads(version.tags["sharedenc.sha256"])[MODEL_FILE],
         architecture=version.tags["sharedenc.architecture"],
     )
-
-
-@contextmanager
-def _refusals() -> Iterator[None]:
-    """Turn what MLflow raises into a `TrackingError`."""
-    import requests
-    from mlflow.exceptions import MlflowException
-
-    try:
-        yield
-    except (MlflowException, requests.RequestException, OSError) as error:
-        raise TrackingError(
-            f"the MLflow server refused or did not answer: {hide_credentials(str(error))}"
-        ) from error

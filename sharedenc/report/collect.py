@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from jetson_agent.protocol import READY, STATE_TAG
-from sharedenc.errors import SpecError, TrackingError, nearest
+from sharedenc.errors import SpecError, TrackingError
+from sharedenc.tracking import cause_of, hide_credentials, is_study, no_study
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -142,7 +143,10 @@ def collect(uri: str, study: str) -> StudyRows:
         versions = _versions(client, study)
         bench = _bench_runs(client)
     except MlflowException as error:
-        raise TrackingError(f"the tracking server at {uri} refused: {error}") from error
+        raise TrackingError(
+            f"the tracking server at {hide_credentials(uri)} refused or did not answer: "
+            f"{cause_of(error)}"
+        ) from error
     return study_rows(study, runs, versions, bench)
 
 
@@ -368,7 +372,6 @@ def _unknown_study(client: MlflowClient, study: str, uri: str) -> str:
     names = [
         experiment.name
         for experiment in client.search_experiments(max_results=_PAGE)
-        if experiment.name != "Default" and not experiment.name.startswith("bench/")
+        if is_study(experiment.name)
     ]
-    known = ", ".join(sorted(names)) or "none"
-    return f"{uri} has no study {study!r}; it has: {known}.{nearest(study, names)}"
+    return no_study(study, names, uri)

@@ -32,6 +32,13 @@ class TrackerContract:
     def test_an_unknown_study_has_no_runs(self, tracker: Tracker, study: str) -> None:
         assert tracker.runs(study) == []
 
+    def test_all_studies_are_named(self, tracker: Tracker, study: str) -> None:
+        assert study not in tracker.studies()
+        tracker.study(study, {})
+        names = tracker.studies()
+        assert study in names
+        assert "Default" not in names
+
     def test_a_child_hangs_under_its_parent(self, tracker: Tracker, study: str) -> None:
         parent = tracker.study(study, {})
         child = tracker.child(study, parent, "a/b", {"sharedenc.state": "waiting", "number": 3})

@@ -122,5 +122,8 @@ def test_exit_codes() -> None:
 
 
 def test_an_unknown_study_is_told(tracker: MemoryTracker) -> None:
-    with pytest.raises(TrackingError, match="no study 'nope'"):
-        status(tracker, "nope")
+    tracker.study("first", {})
+    tracker.study("second", {})
+    told = "no study 'frist'; it has: first, second. Did you mean 'first'"
+    with pytest.raises(TrackingError, match=told):
+        status(tracker, "frist")
