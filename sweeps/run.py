@@ -260,8 +260,6 @@ class _Sweep:
             launcher.close()
         if interrupted:
             state.interrupt("stopped by Ctrl-C")
-        for row in self._unwritten:
-            self.ledger.ended(row)
         rows = list(state.rows.values())
         winners = find_winners(rows)
         result = StudyResult(
@@ -274,7 +272,10 @@ class _Sweep:
             seconds=time.monotonic() - started,
             interrupted=interrupted,
         )
-        self._close(result)
+        try:
+            self._close(result)
+        except TrackingError as error:
+            self.progress.note(f"the study's end is not recorded: {error}")
         return result
 
     def _open(self, nodes: Sequence[Node], launcher: Launcher) -> SweepState:
@@ -340,6 +341,8 @@ class _Sweep:
         self.ledger.summary({}, [(file, "")])
 
     def _close(self, result: StudyResult) -> None:
+        for row in self._unwritten:
+            self.ledger.ended(row)
         tags = {"sharedenc.exit_code": str(result.exit_code)}
         for winner in result.winners:
             tags[f"sharedenc.lr.{winner.cell.replace('/', '.')}"] = short_rate(winner.lr)
@@ -356,10 +359,19 @@ def _parent_state(result: StudyResult) -> tuple[str, str | None]:
 
 
 def attach(places: Places, result: StudyResult, folder: Path, to: str) -> None:
-    """Upload a folder's files to the parent run, below ``to``."""
+    """Upload a folder's files to the parent run, below ``to``.
+
+    Raises:
+        TrackingError: the server is away; the files stay where they are.
+    """
     parent = MlflowTracker(places.tracking_uri).resume(result.parent_id)
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
         parent.artifact(path, str(Path(to) / path.parent.relative_to(folder)))
+        if parent.unsent:
+            raise TrackingError(
+                f"the server went away, so that {path.name} and what follows is not uploaded; "
+                f"all of it is in {folder}"
+            )
     parent.end(*_parent_state(result))
 
 

@@ -8,8 +8,8 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from sweeps.launch import Launcher
     from sweeps.run import StudyResult
     from sweeps.studies import Study
+
+    Step = Callable[[StudyResult], list[str]]
 
 LAUNCHERS = ("ray", "local")
 
@@ -212,13 +214,13 @@ class _Sweep:
 
     study: Study
     options: Mapping[str, Any]
+    _models: list[str] = field(default_factory=list)
 
     def run(self) -> int:
         from sharedenc.mlflow_server import serve
         from sweeps.progress import open_progress
 
         self.runs_dir = runs_root(self.options["runs_dir"])
-        self._models: list[str] = []
         self._refuse_private_server()
         launcher = self._launcher()
         before = signal.signal(signal.SIGTERM, _as_interrupt)
@@ -274,21 +276,30 @@ class _Sweep:
         )
 
     def _finish(self, result: StudyResult) -> int:
-        """Export, time, report; none of them changes what the cells' states say."""
+        """Export, time, report; none of them changes what the cells' states say, or hides it."""
         lines = _summary(result)
-        if not result.interrupted and any(row.state == "done" for row in result.finals):
-            if self.options["export"]:
-                lines += self._step("export", self._export, result)
-                if self.study.agent:
-                    lines += self._step("agent", self._time, result)
-            if self.options["report"]:
-                lines += self._step("report", self._report, result)
-        lines.append(f"MLflow: {_command()} ui {result.study}{self._where()}")
-        for line in lines:
-            self._say(line, err=self.options["as_json"])
-        if self.options["as_json"]:
-            click.echo(json.dumps(result.to_dict(), indent=2))
+        try:
+            if not result.interrupted and any(row.state == "done" for row in result.finals):
+                for name, step in self._steps():
+                    lines += self._step(name, step, result)
+        except KeyboardInterrupt:
+            result = replace(result, interrupted=True)
+            lines.append("stopped by Ctrl-C after the last cell; run the same command to go on")
+        finally:
+            lines.append(f"MLflow: {_command()} ui {result.study}{self._where()}")
+            for line in lines:
+                self._say(line, err=self.options["as_json"])
+            if self.options["as_json"]:
+                click.echo(json.dumps(result.to_dict(), indent=2))
         return result.exit_code
+
+    def _steps(self) -> Iterator[tuple[str, Step]]:
+        if self.options["export"]:
+            yield "export", self._export
+            if self.study.agent:
+                yield "agent", self._time
+        if self.options["report"]:
+            yield "report", self._report
 
     def _say(self, text: str, *, err: bool) -> None:
         if self.options["log_json"]:
@@ -296,13 +307,15 @@ class _Sweep:
         else:
             click.echo(text, err=err)
 
-    def _step(self, name: str, step: Any, result: StudyResult) -> list[str]:
+    def _step(self, name: str, step: Step, result: StudyResult) -> list[str]:
+        from sharedenc.tracking import refusals
+
         self._say(f"{name} ...", err=True)
         try:
-            lines: list[str] = step(result)
+            with refusals():
+                return step(result)
         except SharedencError as error:
             return [f"{name}: failed: {error}"]
-        return lines
 
     def _export(self, result: StudyResult) -> list[str]:
         from sharedenc.export.parity import photos

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -16,6 +17,7 @@ import yaml
 from click.testing import CliRunner, Result
 
 from sharedenc.cli import main
+from tests.sweeps.conftest import MakeNodes
 
 
 def sweep(*args: str) -> Result:
@@ -60,8 +62,6 @@ def test_what_cannot_be_run_is_told_before_anything_starts(
     answer = sweep(*args, "--runs-dir", str(tmp_path / "runs"))
     assert answer.exit_code == 2
     assert answer.stderr.startswith("Error: ")
-    import re
-
     assert re.search(message, answer.stderr), answer.stderr
     assert not (tmp_path / "runs").exists()
 
@@ -91,6 +91,92 @@ def test_status_and_ui_of_an_unknown_study(
         assert answer.exit_code == 8
         assert "no study 'nope'" in answer.stderr
     assert mlflow_uri in CliRunner().invoke(main, ["ui"]).stdout
+
+
+class Finish:
+    """The steps after the last cell, without a study behind them: one cell that is done."""
+
+    def __init__(self, make_nodes: MakeNodes, tmp_path: Path, uri: str) -> None:
+        from sharedenc.cli import sweep as command
+        from sweeps.run import Places, StudyResult
+        from sweeps.state import Row
+        from sweeps.studies import Study
+
+        row = Row(make_nodes(only=("resnet18/baseline/seg",))[0], state="done")
+        self.result = StudyResult(study="s", parent_id="p", pack=tmp_path, rows=[row])
+        options = {"export": True, "report": True, "as_json": True, "log_json": False}
+        study = Study(kind="full-grid", agent=True)
+        self.sweep = command._Sweep(study, {**options, "runs_dir": None})
+        self.sweep.uri = uri
+        self.sweep.places = Places(tracking_uri=uri, runs_dir=tmp_path)
+
+
+@pytest.mark.parametrize("step", ["_export", "_time", "_report"])
+def test_an_interrupted_step_hides_no_result(
+    step: str,
+    make_nodes: MakeNodes,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    finish = Finish(make_nodes, tmp_path, "http://nowhere")
+    for name in ("_export", "_time", "_report"):
+        monkeypatch.setattr(finish.sweep, name, lambda result: ["a step is done"])
+
+    def terminated(result: object) -> list[str]:
+        before = signal.signal(signal.SIGTERM, command._as_interrupt)
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(60)
+        finally:
+            signal.signal(signal.SIGTERM, before)
+        return []
+
+    from sharedenc.cli import sweep as command
+
+    monkeypatch.setattr(finish.sweep, step, terminated)
+    assert finish.sweep._finish(finish.result) == 130
+    told = capsys.readouterr()
+    answer = json.loads(told.out)
+    assert (answer["exit_code"], answer["cells"][0]["state"]) == (130, "done")
+    assert "study s: 1 of 1 cells done" in told.err
+    assert "run the same command to go on" in told.err
+
+
+def test_a_server_that_went_away_is_one_line_for_each_step(
+    make_nodes: MakeNodes,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    finish = Finish(make_nodes, tmp_path, f"http://127.0.0.1:{closed_port()}")
+
+    def full(result: object) -> list[str]:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(finish.sweep, "_export", full)
+    assert finish.sweep._finish(finish.result) == 0
+    told = capsys.readouterr()
+    assert json.loads(told.out)["exit_code"] == 0
+    (failed,) = [line for line in told.err.splitlines() if line.startswith("report: ")]
+    assert failed.startswith("report: failed: the tracking server at http://127.0.0.1:")
+    assert failed.endswith("Connection refused")
+    assert "export: failed: [Errno 28] No space left" in told.err
+    assert not re.search("Traceback|HTTPConnectionPool|Max retries", told.err)
+
+
+def test_a_bug_in_a_step_hides_no_result_either(
+    make_nodes: MakeNodes,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    finish = Finish(make_nodes, tmp_path, "http://nowhere")
+    monkeypatch.setattr(finish.sweep, "_export", lambda result: [str(1 / 0)])
+    with pytest.raises(ZeroDivisionError):
+        finish.sweep._finish(finish.result)
+    assert json.loads(capsys.readouterr().out)["cells"][0]["state"] == "done"
 
 
 def test_the_command_module_imports_no_engine() -> None:
