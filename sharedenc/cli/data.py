@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from sharedenc.cli.options import build_recipe, data_options, recipe_options
+from sharedenc.cli.options import build_recipe, data_options, data_rules, recipe_options
 from sharedenc.errors import SpecError
 
 if TYPE_CHECKING:
@@ -60,9 +61,11 @@ def synthetic(out: Path, images: str, seed: int) -> None:
 @data_options
 @click.option("--out", type=OUT_FOLDER, help="Folder for the pack [default: in the cache folder].")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output.")
-def prepare(data: Path | None, cache_dir: Path | None, out: Path | None, as_json: bool) -> None:
+def prepare(
+    data: Path | None, cache_dir: Path | None, out: Path | None, as_json: bool, **rules: Any
+) -> None:
     """Build the packed form that training reads (or find it in the cache)."""
-    pack = _pack(data, cache_dir, out)
+    pack = _pack(data, cache_dir, rules, out)
     if as_json:
         from sharedenc.data.stats import data_stats
 
@@ -75,11 +78,11 @@ def prepare(data: Path | None, cache_dir: Path | None, out: Path | None, as_json
 @data.command(epilog="Example: sharedenc data stats --data /data/coco --json")
 @data_options
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output.")
-def stats(data: Path | None, cache_dir: Path | None, as_json: bool) -> None:
+def stats(data: Path | None, cache_dir: Path | None, as_json: bool, **rules: Any) -> None:
     """Count images and objects per class and split."""
     from sharedenc.data.stats import data_stats
 
-    pack = _pack(data, cache_dir)
+    pack = _pack(data, cache_dir, rules)
     found = data_stats(pack)
     if as_json:
         click.echo(json.dumps(found))
@@ -117,7 +120,9 @@ def show(
     from sharedenc.errors import check_choice
 
     check_choice("split", split, SPLITS)
-    pack = _pack(data, cache_dir)
+    if out.suffix.lower() != ".png":
+        raise SpecError(f"--out {out} must end in .png: pictures are written as PNG only")
+    pack = _pack(data, cache_dir, options)
     contact_sheet(pack, split, out, count, augmented, build_recipe(options), seed)
     click.echo(f"Wrote {out}")
 
@@ -135,7 +140,9 @@ def fetch(which: str, out: Path, keep_archives: bool, base_url: str | None) -> N
     click.echo(f"Ready: --data {folder}")
 
 
-def _pack(data: Path | None, cache_dir: Path | None, out: Path | None = None) -> PackedDataset:
+def _pack(
+    data: Path | None, cache_dir: Path | None, options: Mapping[str, Any], out: Path | None = None
+) -> PackedDataset:
     from sharedenc.data.packed import prepare as prepare_pack
 
     if data is None:
@@ -143,7 +150,7 @@ def _pack(data: Path | None, cache_dir: Path | None, out: Path | None = None) ->
             "--data is missing: a COCO 2017 or VOC folder, or a data.yaml. To get one: "
             "`sharedenc data synthetic --out DIR` or `sharedenc data fetch coco --out DIR`."
         )
-    return prepare_pack(data, cache_dir, out=out)
+    return prepare_pack(data, cache_dir, data_rules(options), out=out)
 
 
 def _numbers(text: str) -> list[int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
@@ -13,6 +13,7 @@ import click
 
 from sharedenc.cli.options import (
     data_options,
+    data_rules,
     load_plugins,
     plugin_option,
     runs_option,
@@ -48,6 +49,7 @@ def export(
     plugins: tuple[Path, ...],
     runs_dir: Path | None,
     as_json: bool,
+    **rules: Any,
 ) -> None:
     """Export finished runs to ONNX and register them.
 
@@ -79,7 +81,7 @@ def export(
             from sharedenc.mlflow_server import serve
 
             uri = stack.enter_context(serve(runs_root(runs_dir))).uri
-        images = _photos(data, cache_dir)
+        images = _photos(data, cache_dir, rules)
         for row in _export(uri, targets, study, chosen, out, images):
             rows.append(row)
             if not as_json:
@@ -97,7 +99,7 @@ def _graphs(names: Iterable[str]) -> tuple[Graph, ...] | None:
     return tuple(graph for graph in GRAPHS if graph in names) or None
 
 
-def _photos(data: Path | None, cache_dir: Path | None) -> Tensor | None:
+def _photos(data: Path | None, cache_dir: Path | None, rules: Mapping[str, Any]) -> Tensor | None:
     if data is None:
         return None
     from sharedenc.data.packed import prepare
@@ -105,7 +107,8 @@ def _photos(data: Path | None, cache_dir: Path | None) -> Tensor | None:
     from sharedenc.export.parity import photos
     from sharedenc.spec import Recipe
 
-    return photos(prepare(data, cache=cache_dir).root, PARITY_IMAGES, Recipe().image_px)
+    pack = prepare(data, cache_dir, data_rules(rules))
+    return photos(pack.root, PARITY_IMAGES, Recipe().image_px)
 
 
 def _export(

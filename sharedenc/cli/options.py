@@ -15,6 +15,7 @@ from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import click
 
+from sharedenc.data.dataset import DataRules
 from sharedenc.errors import SpecError, check_choice
 from sharedenc.models import ENTRY_POINT_GROUP
 from sharedenc.presets import PRESETS
@@ -23,6 +24,16 @@ from sharedenc.spec import Recipe
 F = TypeVar("F", bound=Callable[..., Any])
 
 RECIPE_HINTS: dict[str, Any] = get_type_hints(Recipe)
+
+
+RULE_HINTS: dict[str, Any] = get_type_hints(DataRules)
+RULES = {
+    "overlap": "Pixels of several objects.",
+    "crowd_seg": "Pixels of crowds.",
+    "empty_images": "Images without an object.",
+    "val_fraction": "Part of the training images that validates, if there is no other.",
+    "split_seed": "Which part that is.",
+}
 
 
 def recipe_options(function: F) -> F:
@@ -96,7 +107,17 @@ def read_settings(path: Path) -> dict[str, Any]:
 
 
 def data_options(function: F) -> F:
-    """Add ``--data`` (None if not given) and ``--cache-dir``."""
+    """Add ``--data`` (None if not given), ``--cache-dir`` and the options of `data_rules`."""
+    for name, about in reversed(RULES.items()):
+        hint = RULE_HINTS[name]
+        choices = f"[{'|'.join(get_args(hint))}]" if get_origin(hint) is Literal else None
+        function = click.option(
+            f"--{name.replace('_', '-')}",
+            name,
+            type=None if choices else hint,
+            metavar=choices,
+            help=f"{about} [default: as the data.yaml says, else {getattr(DataRules, name)}].",
+        )(function)
     function = click.option(
         "--cache-dir",
         type=click.Path(file_okay=False, path_type=Path),
@@ -107,6 +128,17 @@ def data_options(function: F) -> F:
         type=click.Path(exists=True, path_type=Path),
         help="COCO 2017 or VOC folder, data.yaml, or a folder that holds one.",
     )(function)
+
+
+def data_rules(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the data rules that were given on the command line.
+
+    Raises:
+        SpecError: a value is not allowed; the nearest is told.
+    """
+    given = {name: options[name] for name in RULES if options.get(name) is not None}
+    DataRules.from_dict(given)
+    return given
 
 
 def runs_option(function: F) -> F:

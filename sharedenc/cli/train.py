@@ -14,6 +14,7 @@ import click
 from sharedenc.cli.options import (
     build_recipe,
     data_options,
+    data_rules,
     load_plugins,
     plugin_option,
     recipe_options,
@@ -79,7 +80,7 @@ def train(ctx: click.Context, /, cell: str, **options: Any) -> None:
 
     from sharedenc.data.packed import prepare
 
-    pack = prepare(options["data"], options["cache_dir"])
+    pack = prepare(options["data"], options["cache_dir"], data_rules(options))
     for warning in pack.warnings:
         click.echo(f"Warning: {warning}", err=True)
     session = Session(

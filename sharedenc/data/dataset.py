@@ -59,9 +59,15 @@ class DataRules:
     def __post_init__(self) -> None:
         hints = get_type_hints(DataRules)
         for name in ("overlap", "crowd_seg", "empty_images"):
-            check_choice(name, getattr(self, name), get_args(hints[name]))
+            check_choice(name, str(getattr(self, name)), get_args(hints[name]))
+        for name, kind in (("val_fraction", int | float), ("split_seed", int)):
+            value = getattr(self, name)
+            if not isinstance(value, kind) or isinstance(value, bool):
+                raise SpecError(f"{name}={value!r} must be a number")
         if not 0 < self.val_fraction < 1:
             raise SpecError(f"val_fraction={self.val_fraction} must lie between 0 and 1")
+        if not 0 <= self.split_seed < 2**32:
+            raise SpecError(f"split_seed={self.split_seed} must lie between 0 and 2**32 - 1")
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data for JSON."""
@@ -69,7 +75,7 @@ class DataRules:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> DataRules:
-        """Return the rules of these settings.
+        """Return the rules of these settings, the others at their defaults.
 
         Raises:
             SpecError: when a setting does not exist; the nearest name is told.
@@ -77,6 +83,14 @@ class DataRules:
         for name in data:
             check_choice("data rule", str(name), tuple(f.name for f in fields(cls)))
         return cls(**data)
+
+
+AskedRules = DataRules | Mapping[str, Any] | None
+"""Whole rules; or some fields, in place of the data set's own; or nothing but its own."""
+
+
+def _ruled(own: Mapping[str, Any], asked: AskedRules) -> DataRules:
+    return asked if isinstance(asked, DataRules) else DataRules.from_dict({**own, **(asked or {})})
 
 
 @dataclass(slots=True)
@@ -236,14 +250,15 @@ def slug(text: str) -> str:
 
 def open_source(
     path: Path,
-    rules: DataRules | None = None,
+    rules: AskedRules = None,
     classes: ClassList | None = None,
     years: Sequence[int] | None = None,
 ) -> Source:
     """Open a data set folder or `data.yaml` in any known layout.
 
     Args:
-        rules: How annotations become labels; those of the data.yaml, else the defaults, if None.
+        rules: How annotations become labels. Fields that are not given are those of the
+            data.yaml, else the defaults.
         classes: The classes to use; those of the data.yaml, else voc20, if None.
         years: Years of Pascal VOC; all that are there if None.
 
@@ -259,9 +274,9 @@ def open_source(
     if path.is_file() or (path / "data.yaml").is_file():
         return _open_yaml(path if path.is_file() else path / "data.yaml", rules, classes)
     if (path / "annotations" / "instances_train2017.json").is_file():
-        return CocoSource.official(path, rules or DataRules(), classes or VOC20)
+        return CocoSource.official(path, _ruled({}, rules), classes or VOC20)
     if voc_folders(path):
-        return VocSource(path, rules or DataRules(), classes or VOC20, years=years)
+        return VocSource(path, _ruled({}, rules), classes or VOC20, years=years)
     found = ", ".join(sorted(entry.name for entry in path.iterdir())[:8]) or "nothing"
     raise DataError(f"{path} has no known layout (it holds: {found}); give {LAYOUTS}")
 
@@ -269,7 +284,7 @@ def open_source(
 YAML_KEYS = ("name", "train", "val", "test", "classes", "merge", "ignore", "rules", "voc")
 
 
-def _open_yaml(path: Path, rules: DataRules | None, classes: ClassList | None) -> Source:
+def _open_yaml(path: Path, asked: AskedRules, classes: ClassList | None) -> Source:
     import yaml
 
     from sharedenc.data.coco import CocoFiles, CocoSource
@@ -293,7 +308,7 @@ def _open_yaml(path: Path, rules: DataRules | None, classes: ClassList | None) -
         val = None
     elif val is None and "voc" not in content:
         raise DataError(f"{path} has no `val:`; give images and annotations, or a fraction (0.05)")
-    rules = rules or DataRules.from_dict(settings)
+    rules = _ruled(settings, asked)
     classes = classes or _yaml_classes(path, content.get("classes"), name)
     merge = _yaml_merge(path, content.get("merge"))
     ignore = _yaml_names(path, "ignore", content.get("ignore"))

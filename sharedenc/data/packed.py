@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sharedenc.data.classes import IGNORE_LABEL, ClassList
-from sharedenc.data.dataset import SPLITS, DataRules, Source, Split, open_source, slug
+from sharedenc.data.dataset import SPLITS, AskedRules, DataRules, Source, Split, open_source, slug
 from sharedenc.data.packing import FORMAT, META, build, disk_errors_are_told, sync_folder
 from sharedenc.errors import DataError, check_choice
 from sharedenc.spec import Task
@@ -222,7 +222,7 @@ def cache_dir(explicit: Path | None = None) -> Path:
 def prepare(
     path: Path,
     cache: Path | None = None,
-    rules: DataRules | None = None,
+    rules: AskedRules = None,
     classes: ClassList | None = None,
     progress: bool = True,
     out: Path | None = None,
@@ -236,17 +236,26 @@ def prepare(
     Args:
         path: A data set in any layout that `open_source` knows, or a finished pack.
         cache: See `cache_dir`. Packs lie in its folder `packs`, as `<name>-<digest>`.
-        rules: Rules for labels; those of the data.yaml, else the defaults, if None.
+        rules: Rules for labels, or some of them; see `open_source`.
         classes: Classes to use; those of the data.yaml, else the built-in default, if None.
         progress: Whether to show it.
         out: Put the pack into exactly this folder instead of the cache.
 
     Raises:
-        DataError: when the source cannot be used or the disk is full.
+        DataError: when the source cannot be used or the disk is full, or a finished pack was made
+            with other rules.
     """
     path = Path(path)
     if (path / META).is_file():
-        return PackedDataset.open(path)
+        pack = PackedDataset.open(path)
+        asked = rules.to_dict() if isinstance(rules, DataRules) else rules or {}
+        for name, value in asked.items():
+            if (made := pack.rules.to_dict()[name]) != value:
+                raise DataError(
+                    f"{path} is a finished pack, made with {name}={made}; give the data set that "
+                    f"it was made from to have {name}={value}"
+                )
+        return pack
     source = open_source(path, rules, classes)
     fingerprint = _fingerprint(source)
     packs = Path(out).resolve().parent if out is not None else cache_dir(cache) / "packs"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 import cv2
 import pytest
@@ -12,7 +13,7 @@ from click.testing import CliRunner, Result
 
 from sharedenc.cli import main
 from sharedenc.data.fetch import WEIGHTS, Remote
-from tests.data.small_sets import write_set
+from tests.data.small_sets import coco_content, write_set
 from tests.data.test_fetch import Server, server  # noqa: F401
 
 
@@ -56,6 +57,35 @@ def test_show_writes_a_picture(tmp_path: Path) -> None:
     assert cv2.imread(str(out)).std() > 0
 
 
+def test_rules_of_the_command_line_beat_those_of_the_file(tmp_path: Path) -> None:
+    own = {"rules": {"overlap": "paint_small_last", "split_seed": 7}, "val": 0.25}
+    root = write_set(tmp_path / "set", own, train=coco_content(8))
+
+    def stats(*args: object, data: Path = root) -> dict[str, Any]:
+        told = run("data", "stats", "--data", data, "--json", *args)
+        assert told.exit_code == 0, told.stderr
+        found: dict[str, Any] = json.loads(told.stdout)
+        return found
+
+    plain = stats()
+    assert (plain["rules"]["overlap"], plain["rules"]["split_seed"]) == ("paint_small_last", 7)
+    asked = ["--val-fraction", 0.5, "--crowd-seg", "class", "--empty-images", "keep"]
+    other = stats(*asked, "--split-seed", 1)
+    assert other["rules"] == {
+        "overlap": "paint_small_last",
+        "crowd_seg": "class",
+        "val_fraction": 0.5,
+        "split_seed": 1,
+        "empty_images": "keep",
+    }
+    assert other["splits"]["val"]["images"] == 4
+    assert other["digest"] != plain["digest"]
+    pack = Path(plain["pack"])
+    assert stats("--split-seed", 7, data=pack)["digest"] == plain["digest"]
+    refused = run("data", "stats", "--data", pack, "--split-seed", 1)
+    assert (refused.exit_code, "made with split_seed=7" in refused.stderr) == (3, True)
+
+
 @pytest.mark.parametrize(
     ("args", "code", "told"),
     [
@@ -65,6 +95,9 @@ def test_show_writes_a_picture(tmp_path: Path) -> None:
         (("stats",), 2, "--data is missing"),
         (("fetch", "cocoo", "--out", "x"), 2, "Did you mean 'coco'"),
         (("stats", "--data", "."), 3, "has no known layout"),
+        (("stats", "--data", ".", "--overlap", "ignor"), 2, "Did you mean 'ignore'"),
+        (("stats", "--data", ".", "--val-fraction", "2"), 2, "must lie between 0 and 1"),
+        (("show", "--data", ".", "--out", "x.bla"), 2, "--out x.bla must end in .png"),
     ],
 )
 def test_wrong_use_is_told_with_its_exit_code(

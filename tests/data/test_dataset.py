@@ -49,6 +49,8 @@ def test_rules_of_the_file_hold_unless_the_caller_brings_others(tmp_path: Path) 
     root = write_set(tmp_path / "set", {"rules": {"overlap": "paint_small_last"}})
     assert open_source(root).rules.overlap == "paint_small_last"
     assert open_source(root, DataRules()).rules.overlap == "ignore"
+    some = open_source(root, {"split_seed": 3}).rules
+    assert some == DataRules(overlap="paint_small_last", split_seed=3)
     classes = ClassList("mine", ("kiwi",))
     assert open_source(root, classes=classes).classes == classes
 
@@ -68,6 +70,8 @@ def test_rules_of_the_file_hold_unless_the_caller_brings_others(tmp_path: Path) 
         ({"merge": ["fig"]}, "`merge:` must be"),
         ({"rules": {"overlapp": "ignore"}}, "Did you mean 'overlap'"),
         ({"rules": {"overlap": "last"}}, "overlap='last' is not one of"),
+        ({"rules": {"split_seed": -1}}, "split_seed=-1 must lie between"),
+        ({"rules": {"split_seed": True}}, "split_seed=True must be a number"),
     ],
 )
 def test_a_wrong_data_yaml_says_what_is_wrong(

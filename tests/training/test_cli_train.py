@@ -9,6 +9,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from sharedenc.cli import main
+from sharedenc.data.packed import PackedDataset
 from sharedenc.models.build import build_network
 from sharedenc.tracking import MlflowTracker
 from sharedenc.training.checkpoint import save_network
@@ -105,3 +106,11 @@ def test_bad_input_is_told(
     result = train(*arguments)
     assert (result.exit_code, result.stdout) == (code, "")
     assert words in result.stderr
+
+
+def test_rules_reach_the_data(tiny_pack: PackedDataset, tmp_path: Path) -> None:
+    places = ["--data", str(tiny_pack.root), "--runs-dir", str(tmp_path), "--no-track"]
+    result = train("resnet18/baseline/seg", *places, *SMALL, "--overlap", "paint_small_last")
+    assert (result.exit_code, "made with overlap=ignore" in result.stderr) == (3, True)
+    result = train("resnet18/baseline/seg", *places, *SMALL, "--overlap", "paint_smal_last")
+    assert (result.exit_code, "Did you mean 'paint_small_last'" in result.stderr) == (2, True)
