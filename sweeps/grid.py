@@ -74,6 +74,9 @@ def select(cells: Iterable[Cell], patterns: Sequence[str] = ()) -> list[Cell]:
     for pattern in patterns:
         if not any(fnmatchcase(cell.name, pattern) for cell in cells):
             hint = nearest(pattern, [cell.name for cell in cells])
+            backbone = pattern.partition("/")[0]
+            if backbone not in BACKBONES and not set("*?[") & set(backbone):
+                hint = f" There is no backbone {backbone!r}.{nearest(backbone, BACKBONES)}"
             raise SpecError(f"{pattern!r} matches none of the study's {len(cells)} cells.{hint}")
     chosen = [
         cell

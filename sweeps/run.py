@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sharedenc.errors import SpecError, TrackingError
+from sharedenc.errors import SpecError, TrackingError, WeightsError
 from sharedenc.spec import device_kind, installed_torch
 from sharedenc.tracking import MlflowTracker
 from sweeps.graph import SEARCH_STAGE, Facts, Node, expand, short_rate
@@ -21,6 +21,8 @@ from sweeps.state import Row, SweepState
 from sweeps.studies import Study
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from sharedenc.data.packed import PackedDataset
     from sharedenc.models.weights import InitialWeights
 
@@ -118,7 +120,7 @@ def open_data(study: Study, places: Places, *, progress: bool = True) -> PackedD
     from sharedenc.data.packed import cache_dir, prepare
 
     if study.data is not None:
-        return prepare(Path(study.data), places.cache_dir, progress=progress)
+        return prepare(Path(study.data), places.cache_dir, study.rules, progress=progress)
     if not study.synthetic_images:
         raise SpecError(
             "which data? Give --data DIR (COCO, Pascal VOC or a data.yaml), or take "
@@ -138,7 +140,7 @@ def open_data(study: Study, places: Places, *, progress: bool = True) -> PackedD
             except OSError:
                 if not (source / "data.yaml").is_file():  # another sweep may have been faster
                     raise
-    return prepare(source, places.cache_dir, progress=progress)
+    return prepare(source, places.cache_dir, study.rules, progress=progress)
 
 
 def find_weights(study: Study) -> dict[str, tuple[str, str]]:
@@ -157,9 +159,24 @@ def find_weights(study: Study) -> dict[str, tuple[str, str]]:
     for backbone in backbones:
         weights = resolve_weights(study.weights, backbone)
         if weights.load is not None:
-            weights.load()
+            _check_weights(backbone, weights.source, weights.load())
         found[backbone] = (_weights_option(weights), weights.digest)
     return found
+
+
+def _check_weights(backbone: str, source: str, state: dict[str, Tensor]) -> None:
+    """Refuse weights of another network, by loading them into an encoder without memory."""
+    import torch
+
+    from sharedenc.models.encoders import build_encoder
+    from sharedenc.models.weights import load_encoder_weights
+
+    with torch.device("meta"):
+        encoder = build_encoder(backbone)
+    try:
+        load_encoder_weights(encoder, state)
+    except WeightsError as error:
+        raise WeightsError(f"{source} cannot start {backbone!r}: {error}") from None
 
 
 def _weights_option(weights: InitialWeights) -> str:
@@ -272,10 +289,7 @@ class _Sweep:
             seconds=time.monotonic() - started,
             interrupted=interrupted,
         )
-        try:
-            self._close(result)
-        except TrackingError as error:
-            self.progress.note(f"the study's end is not recorded: {error}")
+        self._record_end(result)
         return result
 
     def _open(self, nodes: Sequence[Node], launcher: Launcher) -> SweepState:
@@ -339,6 +353,12 @@ class _Sweep:
         file = folder / "study.yaml"
         file.write_text(self.study.to_yaml())
         self.ledger.summary({}, [(file, "")])
+
+    def _record_end(self, result: StudyResult) -> None:
+        try:
+            self._close(result)
+        except TrackingError as error:
+            self.progress.note(f"the study's end is not recorded: {error}")
 
     def _close(self, result: StudyResult) -> None:
         for row in self._unwritten:

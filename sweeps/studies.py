@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from sharedenc.data.dataset import DataRules
 from sharedenc.errors import SpecError, check_choice, nearest
 from sharedenc.presets import preset as find_preset
 from sharedenc.spec import BACKBONES, FREEZES, STRATEGIES, TASKS, Cell, Recipe
@@ -36,12 +37,14 @@ class Study:
     ``lr`` gives learning rates by backbone (``*`` for all others); backbones without one use
     their published rate. ``search_cell`` adds a learning-rate search of that cell; kind
     `lr-search` searches every chosen baseline. ``data`` is a path; without one a synthetic data
-    set is drawn, if ``synthetic_images`` gives its size (training, validation, test).
+    set is drawn, if ``synthetic_images`` gives its size (training, validation, test). ``rules``
+    are fields of `DataRules` that replace those of the data set.
     """
 
     kind: str
     name: str | None = None
     data: str | None = None
+    rules: Mapping[str, Any] = field(default_factory=dict)
     preset: str = "thesis"
     recipe: Recipe = field(default_factory=Recipe)
     backbones: tuple[str, ...] = ()
@@ -76,12 +79,32 @@ class Study:
             raise SpecError("synthetic_images must be three numbers: training, validation, test")
         if self.search_factor < 2:
             raise SpecError(f"search_factor={self.search_factor} must be at least 2")
+        DataRules.from_dict(self.rules)
+        self._check_search_cell()
         if self.kind == "lr-search" or self.search_cell is not None:
             if len(set(self.search_lrs)) < 2 or min(self.search_lrs) <= 0:
                 raise SpecError("a learning-rate search needs two or more rates above 0")
             rungs = self.search_rungs
             if any(r < 1 for r in rungs) or list(rungs) != sorted(set(rungs)):
                 raise SpecError(f"search_rungs={list(rungs)} must be rising epochs, 1 or more")
+
+    def _check_search_cell(self) -> None:
+        if self.search_cell is not None:
+            Cell.parse(self.search_cell)
+            if self.kind == "lr-search":
+                raise SpecError(
+                    "search_cell is for kind full-grid; lr-search searches every chosen baseline: "
+                    "choose them with --backbones, --tasks or --only"
+                )
+        elif self.kind != "lr-search":
+            given = [
+                name for name, usual in SEARCH_DEFAULTS.items() if getattr(self, name) != usual
+            ]
+            if given:
+                raise SpecError(
+                    f"{given[0]} is set, but this study searches nothing: name a cell with "
+                    "--search-cell CELL (in a study file: search_cell), or take kind lr-search"
+                )
 
     @property
     def grid(self) -> list[Cell]:
@@ -104,6 +127,8 @@ class Study:
         """The learning-rate searches of this study."""
         if self.kind == "lr-search":
             baselines = [c for c in select(self.grid, self.only) if c.strategy == "baseline"]
+            if not baselines:
+                raise SpecError("lr-search searches baselines, and what was chosen has none")
             return [self._search(cell) for cell in baselines]
         return [] if self.search_cell is None else [self._search(Cell.parse(self.search_cell))]
 
@@ -136,6 +161,13 @@ class Study:
     def to_yaml(self) -> str:
         """The study file that says the same."""
         return yaml.safe_dump(self.to_dict(), sort_keys=False)
+
+
+SEARCH_DEFAULTS = {
+    item.name: item.default
+    for item in fields(Study)
+    if item.name.startswith("search_") and item.name != "search_cell"
+}
 
 
 def _grid_cells(study: Study) -> list[Cell]:
@@ -175,11 +207,12 @@ def study_from(
 ) -> Study:
     """Merge settings: defaults, then the preset, then each layer (later ones win).
 
-    ``recipe`` and ``lr`` are merged by name, everything else is replaced. ``kind`` and
+    ``recipe``, ``lr`` and ``rules`` are merged by name, everything else is replaced. ``kind`` and
     ``preset`` win over what the layers say.
 
     Raises:
-        SpecError: a setting is unknown (with the nearest name) or of a wrong type.
+        SpecError: a setting is unknown (with the nearest name) or of a wrong type, or what is
+            chosen leaves nothing to train.
     """
     names = {item.name for item in fields(Study)}
     merged: dict[str, Any] = {}
@@ -188,20 +221,35 @@ def study_from(
     merged["kind"] = kind or merged.get("kind", "full-grid")
     merged["preset"] = preset or merged.get("preset", "thesis")
     base = find_preset(merged["preset"])
-    recipe, rates = dict(base.recipe), {}
+    recipe, rates, rules = dict(base.recipe), {}, {}
     for layer in layers:
         recipe.update(_mapping("recipe", layer.get("recipe", {})))
         rates.update(_mapping("lr", layer.get("lr", {})))
-    merged = {**base.study, **merged, "recipe": Recipe.from_dict(recipe), "lr": rates}
+        rules.update(_mapping("rules", layer.get("rules", {})))
+    merged = {**base.study, **merged, "recipe": Recipe.from_dict(recipe)}
+    merged |= {"lr": rates, "rules": rules}
     for name in merged:
         if name not in names:
             raise SpecError(f"a study has no setting {name!r}.{nearest(name, names)}")
-    study = Study(**{name: _as_field(name, value) for name, value in merged.items()})
-    if study.search_cell is not None and not any("search_cell" in layer for layer in layers):
-        # A preset's search goes with the cells that were chosen from its grid.
-        if Cell.parse(study.search_cell) not in select(study.grid, study.only):
-            return replace(study, search_cell=None)
+    values = {name: _as_field(name, value) for name, value in merged.items()}
+    if "search_cell" in base.study and not any("search_cell" in layer for layer in layers):
+        values = _without_lost_search(values, given={name for layer in layers for name in layer})
+    study = Study(**values)
+    # Both refuse what names or matches nothing.
+    _ = study.cells, study.searches
     return study
+
+
+def _without_lost_search(values: dict[str, Any], given: Set[str]) -> dict[str, Any]:
+    """A preset's search goes with the cells that were chosen from its grid."""
+    kept = {name: value for name, value in values.items() if name != "search_cell"}
+    if values["kind"] == "lr-search":
+        return kept
+    plain = {k: v for k, v in kept.items() if k not in SEARCH_DEFAULTS}
+    study = Study(**plain)
+    if Cell.parse(values["search_cell"]) in select(study.grid, study.only):
+        return values
+    return plain | {name: kept[name] for name in SEARCH_DEFAULTS if name in given}
 
 
 def _mapping(name: str, value: Any) -> dict[str, Any]:

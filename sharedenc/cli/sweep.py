@@ -20,6 +20,7 @@ from click.core import ParameterSource
 from sharedenc.cli.options import (
     RECIPE_HINTS,
     data_options,
+    data_rules,
     load_plugins,
     plugin_option,
     read_settings,
@@ -174,6 +175,7 @@ def _given(ctx: click.Context, options: Mapping[str, Any]) -> dict[str, Any]:
     given["search_lrs"] = _numbers("--search-lrs", options["search_lrs"], float)
     given["search_rungs"] = _numbers("--search-rungs", options["search_rungs"], int)
     given["only"] = options["only"] or None
+    given["rules"] = data_rules(options) or None
     given["plugins"] = options["plugins"] or None
     given["data"] = None if options["data"] is None else str(options["data"])
     if ctx.get_parameter_source("weights") is ParameterSource.COMMANDLINE:

@@ -9,13 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from sharedenc.errors import TrackingError, WeightsError
+from sharedenc.models.encoders import build_encoder
 from sharedenc.spec import Recipe
 from sharedenc.tracking import MlflowTracker, RunRecord
 from sweeps.launch import Launcher, LocalLauncher, RayLauncher
 from sweeps.ledger import find_study, status
 from sweeps.progress import PlainLines
-from sweeps.run import Places, StudyResult, run_study
+from sweeps.run import Places, StudyResult, _Sweep, find_weights, open_data, run_study
 from sweeps.studies import Study
 
 SWAP = "resnet18/swap-frozen/seg"
@@ -145,3 +148,50 @@ def test_status_and_pages_are_read_from_the_server(small: Small) -> None:
     assert page is not None
     assert all(row["run_id"] in page.compare_path for row in answer["cells"])
     assert find_study(uri, "nope") is None
+
+
+def test_weights_of_another_network_are_refused_before_any_trial(tmp_path: Path) -> None:
+    state = build_encoder("resnet18").state_dict()
+    file = tmp_path / "own.pth"
+    study = Study(kind="full-grid", backbones=("resnet18",), weights=str(file))
+    torch.save(state, file)
+    assert find_weights(study)["resnet18"][0] == str(file)
+    state["body.conv1.weight"] = torch.zeros(64, 3, 3, 3)
+    torch.save(state, file)
+    both = r"own\.pth.*'resnet18'.*conv1.*\(64, 3, 3, 3\).*\(64, 3, 7, 7\)"
+    with pytest.raises(WeightsError, match=both):
+        find_weights(study)
+
+
+@pytest.mark.parametrize("backbone", ["mobilenet_v3_large", "efficientnet_v2_s", "densenet121"])
+def test_weights_that_fit_are_taken(backbone: str, tmp_path: Path) -> None:
+    with torch.device("meta"):
+        state = build_encoder(backbone).state_dict()
+    file = tmp_path / "own.pth"
+    torch.save({name: torch.zeros(t.shape, dtype=t.dtype) for name, t in state.items()}, file)
+    study = Study(kind="full-grid", backbones=(backbone,), weights=str(file))
+    assert find_weights(study)[backbone][0] == str(file)
+
+
+def test_a_server_that_is_gone_at_the_end_hides_no_result(tmp_path: Path) -> None:
+    class Gone:
+        def summary(self, *args: object) -> None:
+            raise TrackingError("nobody answers")
+
+    told = StringIO()
+    places = Places(tracking_uri="http://nowhere", runs_dir=tmp_path)
+    study = Study(kind="full-grid")
+    data: Any = None
+    sweep = _Sweep(study, "s", places, PlainLines(told), data, {}, 0, None)
+    sweep.ledger = Gone()  # type: ignore[assignment]
+    sweep._record_end(StudyResult(study="s", parent_id="p", pack=tmp_path, rows=[]))
+    assert "the study's end is not recorded: nobody answers" in told.getvalue()
+
+
+def test_the_studys_rules_reach_its_data(tiny_dataset: Path, tmp_path: Path) -> None:
+    places = Places(tracking_uri="http://nowhere", runs_dir=tmp_path, cache_dir=tmp_path / "cache")
+    study = Study(kind="full-grid", data=str(tiny_dataset))
+    plain = open_data(study, places, progress=False)
+    ruled = open_data(replace(study, rules={"crowd_seg": "class"}), places, progress=False)
+    assert (plain.rules.crowd_seg, ruled.rules.crowd_seg) == ("ignore", "class")
+    assert plain.digest != ruled.digest

@@ -37,7 +37,9 @@ def test_the_demo_is_44_cells_and_one_search_of_four_rates() -> None:
 
 def test_a_presets_search_goes_with_its_cell() -> None:
     part = {"only": ["resnet18/baseline/*"]}
-    assert study_from(part, kind="full-grid", preset="demo").searches == []
+    without = study_from(part, kind="full-grid", preset="demo")
+    assert without.searches == []
+    assert study_from(yaml.safe_load(without.to_yaml())) == without
     asked = {**part, "search_cell": "resnet18/swap-frozen/seg"}
     study = study_from(asked, kind="full-grid", preset="demo")
     assert [str(search.cell) for search in study.searches] == ["resnet18/swap-frozen/seg"]
@@ -64,6 +66,20 @@ def test_lr_search_searches_the_baselines_and_trains_nothing_else() -> None:
         ({"name": "../x"}, "must begin with a letter or digit"),
         ({"search_cell": "resnet18/dual", "search_lrs": [1e-3]}, "two or more rates"),
         ({"search_cell": "resnet18/dual", "search_rungs": [2, 1]}, "rising epochs"),
+        ({"search_cell": "resnet81/dual"}, "Did you mean 'resnet18'"),
+        ({"search_cell": "resnet18/dual", "kind": "lr-search"}, "every chosen baseline"),
+        ({"search_lrs": [1e-3, 2e-3]}, "search_lrs is set.*--search-cell CELL"),
+        (
+            {"search_epochs": 3, "preset": "demo", "only": ["*/dual"]},
+            "search_epochs.*--search-cell",
+        ),
+        ({"only": ["resnet81/*"]}, "no backbone 'resnet81'. Did you mean 'resnet18'"),
+        ({"only": ["*/duall"], "kind": "lr-search"}, "matches none"),
+        ({"only": ["*/dual"], "kind": "lr-search"}, "has none"),
+        ({"strategies": ["swap"], "freeze": ["none"]}, "leave no cell"),
+        ({"rules": {"overlap": "ignor"}}, "Did you mean 'ignore'"),
+        ({"rules": {"val_fracton": 0.1}}, "Did you mean 'val_fraction'"),
+        ({"rules": {"val_fraction": "half"}}, "val_fraction='half' must be a number"),
     ],
 )
 def test_wrong_settings_are_told(layer: dict[str, object], message: str) -> None:

@@ -39,6 +39,10 @@ def test_show_prints_the_merged_settings_and_trains_nothing(tmp_path: Path) -> N
     assert (values["recipe"]["epochs"], values["recipe"]["alpha"]) == (5, 3.0)
     assert (values["backbones"], values["lr"]) == (["resnet18"], {"resnet18": 1e-3})
     assert values["weights"] == "default"
+    ruled = sweep(str(file), "--overlap", "paint_small_last", "--val-fraction", ".1", "--show")
+    rules = {"overlap": "paint_small_last", "val_fraction": 0.1}
+    assert yaml.safe_load(ruled.stdout)["rules"] == rules
+    assert values["rules"] == {}
     demo = yaml.safe_load(sweep("full-grid", "--preset", "demo", "--show").stdout)
     assert demo["weights"] == "none"
 
@@ -50,6 +54,10 @@ def test_show_prints_the_merged_settings_and_trains_nothing(tmp_path: Path) -> N
         (["full-grid", "--preset", "dem"], "Did you mean 'demo'"),
         (["full-grid", "--preset", "demo", "--only", "resnet81/*"], "matches none of the study's"),
         (["full-grid", "--preset", "demo", "--backbones", "resnet81"], "Did you mean 'resnet18'"),
+        (["full-grid", "--show", "--only", "resnet81/*"], "Did you mean 'resnet18'"),
+        (["full-grid", "--show", "--search-lrs", "1e-3,1e-4"], "--search-cell"),
+        (["lr-search", "--show", "--search-cell", "foo/dual"], "'foo'"),
+        (["full-grid", "--show", "--crowd-seg", "clas"], "Did you mean 'class'"),
         (["full-grid", "--preset", "demo", "--launcher", "rai"], "Did you mean 'ray'"),
         (["full-grid", "--preset", "demo", "--seeds", "a"], "--seeds 'a' is not a list"),
         (["full-grid", "--preset", "demo", "--lr", "x=y"], "neither RATE nor BACKBONE=RATE"),
