@@ -12,13 +12,14 @@ import pytest
 import torch
 
 from sharedenc.errors import TrackingError, WeightsError
+from sharedenc.mlflow_server import free_port
 from sharedenc.models.encoders import build_encoder
 from sharedenc.spec import Recipe
-from sharedenc.tracking import MlflowTracker, RunRecord
+from sharedenc.tracking import MlflowRun, MlflowTracker, RunRecord
 from sweeps.launch import Launcher, LocalLauncher, RayLauncher
 from sweeps.ledger import find_study, status
 from sweeps.progress import PlainLines
-from sweeps.run import Places, StudyResult, _Sweep, find_weights, open_data, run_study
+from sweeps.run import Places, StudyResult, _Sweep, attach, find_weights, open_data, run_study
 from sweeps.studies import Study
 
 SWAP = "resnet18/swap-frozen/seg"
@@ -195,3 +196,30 @@ def test_the_studys_rules_reach_its_data(tiny_dataset: Path, tmp_path: Path) -> 
     ruled = open_data(replace(study, rules={"crowd_seg": "class"}), places, progress=False)
     assert (plain.rules.crowd_seg, ruled.rules.crowd_seg) == ("ignore", "class")
     assert plain.digest != ruled.digest
+
+
+def test_a_server_lost_while_uploading_is_told_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from mlflow import MlflowClient
+
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    lost = MlflowRun(MlflowClient(tracking_uri=f"http://127.0.0.1:{free_port()}"), "r" * 32)
+
+    class Tracker:
+        def __init__(self, uri: str) -> None: ...
+
+        def resume(self, run_id: str) -> MlflowRun:
+            return lost
+
+    monkeypatch.setattr("sweeps.run.MlflowTracker", Tracker)
+    folder = tmp_path / "report"
+    folder.mkdir()
+    (folder / "index.html").write_text("a report")
+    places = Places(tracking_uri="http://nowhere", runs_dir=tmp_path)
+    result = StudyResult(study="s", parent_id="p", pack=tmp_path, rows=[])
+    with pytest.raises(TrackingError, match=r"server went away.*index\.html") as told:
+        attach(places, result, folder, "report")
+    assert "\n" not in str(told.value)
+    own = [record.getMessage() for record in caplog.records if record.name == "sharedenc.tracking"]
+    assert own == [f"run {'r' * 32}: MLflow is away, going on without it (Connection refused)"]
