@@ -28,11 +28,11 @@ RECIPE_HINTS: dict[str, Any] = get_type_hints(Recipe)
 
 RULE_HINTS: dict[str, Any] = get_type_hints(DataRules)
 RULES = {
-    "overlap": "Pixels of several objects.",
-    "crowd_seg": "Pixels of crowds.",
-    "empty_images": "Images without an object.",
-    "val_fraction": "Part of the training images that validates, if there is no other.",
-    "split_seed": "Which part that is.",
+    "overlap": "Pixels of several objects",
+    "crowd_seg": "Pixels of crowds",
+    "empty_images": "Images without an object",
+    "val_fraction": "Part of the training images that validates, if there is no other",
+    "split_seed": "Which part that is",
 }
 
 
