@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -196,6 +196,7 @@ def run_study(
     workers: int = 0,
     concurrent: int | None = None,
     command: str = "",
+    check: Callable[[], None] = lambda: None,
 ) -> StudyResult:
     """Run every trial of a study that this study has not done yet.
 
@@ -204,6 +205,7 @@ def run_study(
         workers: Data loading workers of each trial.
         concurrent: Most trials at once; None for as many as fit.
         command: What the user typed, noted on the parent run.
+        check: Called often; may raise KeyboardInterrupt.
 
     Raises:
         SharedencError: data, weights, study or server cannot be used; nothing was started.
@@ -225,7 +227,7 @@ def run_study(
     )
     study = replace(study, name=study.name or f"{study.kind}-{data.name}")
     assert study.name is not None
-    sweep = _Sweep(study, study.name, places, progress, data, weights, workers, concurrent)
+    sweep = _Sweep(study, study.name, places, progress, data, weights, workers, concurrent, check)
     return sweep.run(expand(study, facts), launcher, command, started)
 
 
@@ -248,6 +250,7 @@ class _Sweep:
     weights: dict[str, tuple[str, str]]
     workers: int
     concurrent: int | None
+    check: Callable[[], None]
     _unwritten: list[Row] = field(default_factory=list)
 
     def run(
@@ -266,7 +269,7 @@ class _Sweep:
         try:
             state = self._open(nodes, launcher)
             try:
-                launcher.run(state, lambda row: self._payload(state, row), self.progress.beat)
+                launcher.run(state, lambda row: self._payload(state, row), self._beat)
             except KeyboardInterrupt:
                 interrupted = True
                 self.progress.note("stopping: finished cells stay finished")
@@ -291,6 +294,10 @@ class _Sweep:
         )
         self._record_end(result)
         return result
+
+    def _beat(self) -> None:
+        self.check()
+        self.progress.beat()
 
     def _open(self, nodes: Sequence[Node], launcher: Launcher) -> SweepState:
         reused = self.ledger.reused(nodes)

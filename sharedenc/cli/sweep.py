@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -220,21 +219,18 @@ class _Sweep:
 
     def run(self) -> int:
         from sharedenc.mlflow_server import serve
+        from sweeps.interrupts import Interrupts
         from sweeps.progress import open_progress
 
         self.runs_dir = runs_root(self.options["runs_dir"])
         self._refuse_private_server()
         launcher = self._launcher()
-        before = signal.signal(signal.SIGTERM, _as_interrupt)
-        try:
-            with serve(self.runs_dir) as server:
-                progress = open_progress(log_json=self.options["log_json"])
-                self.uri = server.uri
-                with progress:
-                    result = self._train(launcher, progress)
-                return self._finish(result)
-        finally:
-            signal.signal(signal.SIGTERM, before)
+        with Interrupts() as interrupts, serve(self.runs_dir) as server:
+            progress = open_progress(log_json=self.options["log_json"])
+            self.uri = server.uri
+            with progress:
+                result = self._train(launcher, progress, interrupts.check)
+            return self._finish(result)
 
     def _refuse_private_server(self) -> None:
         if self.options["address"] and not os.environ.get("MLFLOW_TRACKING_URI"):
@@ -260,7 +256,7 @@ class _Sweep:
             memory_gib=self.options["memory_gib"],
         )
 
-    def _train(self, launcher: Launcher, progress: Any) -> StudyResult:
+    def _train(self, launcher: Launcher, progress: Any, check: Callable[[], None]) -> StudyResult:
         from sweeps.run import Places, run_study
 
         self.places = Places(
@@ -275,6 +271,7 @@ class _Sweep:
             workers=self.options["workers"],
             concurrent=self.options["concurrent"],
             command=" ".join(sys.argv),
+            check=check,
         )
 
     def _finish(self, result: StudyResult) -> int:
@@ -343,12 +340,22 @@ class _Sweep:
         command += ["--json"]
         for model in self._models:
             command += ["--select", model]
-        ran = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
-        try:
-            timed = json.loads(ran.stdout)
-        except ValueError:
-            return [f"timings: the agent ended with status {ran.returncode} and no answer"]
-        return [_timed(timed)]
+        with tempfile.TemporaryFile("w+") as answer:
+            with subprocess.Popen(
+                command, stdout=answer, stderr=subprocess.PIPE, text=True
+            ) as agent:
+                assert agent.stderr is not None
+                try:
+                    for line in agent.stderr:
+                        self._say(line.rstrip(), err=True)
+                except BaseException:
+                    agent.terminate()
+                    raise
+            answer.seek(0)
+            try:
+                return [_timed(json.load(answer))]
+            except ValueError:
+                return [f"timings: the agent ended with status {agent.returncode} and no answer"]
 
     def _report(self, result: StudyResult) -> list[str]:
         from sharedenc.report.write import write_report
@@ -403,10 +410,6 @@ def _command() -> str:
     if found and Path(found).resolve() == own.resolve():
         return "sharedenc"
     return os.path.relpath(own) if own.is_relative_to(Path.cwd()) else str(own)
-
-
-def _as_interrupt(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
 
 
 @sweep.command(epilog="Example: sharedenc sweep status full-grid-coco2017 --json")

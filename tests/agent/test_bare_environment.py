@@ -20,7 +20,8 @@ ROOT = Path(__file__).resolve().parents[2]
 def find_python_3_10() -> Path | None:
     """A Python 3.10 that really starts: a shim of pyenv may be there without one behind it."""
     named = shutil.which("python3.10")
-    versions = Path.home() / ".pyenv" / "versions"
+    root = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv"))
+    versions = root / "versions"
     for path in [Path(named)] * bool(named) + sorted(versions.glob("3.10*/bin/python3.10")):
         probe = subprocess.run([path, "-c", "import venv"], capture_output=True, check=False)
         if probe.returncode == 0:

@@ -183,7 +183,7 @@ def test_a_server_that_is_gone_at_the_end_hides_no_result(tmp_path: Path) -> Non
     places = Places(tracking_uri="http://nowhere", runs_dir=tmp_path)
     study = Study(kind="full-grid")
     data: Any = None
-    sweep = _Sweep(study, "s", places, PlainLines(told), data, {}, 0, None)
+    sweep = _Sweep(study, "s", places, PlainLines(told), data, {}, 0, None, lambda: None)
     sweep.ledger = Gone()  # type: ignore[assignment]
     sweep._record_end(StudyResult(study="s", parent_id="p", pack=tmp_path, rows=[]))
     assert "the study's end is not recorded: nobody answers" in told.getvalue()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -17,6 +18,7 @@ import yaml
 from click.testing import CliRunner, Result
 
 from sharedenc.cli import main
+from sweeps.interrupts import Interrupts
 from tests.sweeps.conftest import MakeNodes
 
 
@@ -132,15 +134,10 @@ def test_an_interrupted_step_hides_no_result(
         monkeypatch.setattr(finish.sweep, name, lambda result: ["a step is done"])
 
     def terminated(result: object) -> list[str]:
-        before = signal.signal(signal.SIGTERM, command._as_interrupt)
-        try:
+        with Interrupts():
             os.kill(os.getpid(), signal.SIGTERM)
             time.sleep(60)
-        finally:
-            signal.signal(signal.SIGTERM, before)
         return []
-
-    from sharedenc.cli import sweep as command
 
     monkeypatch.setattr(finish.sweep, step, terminated)
     assert finish.sweep._finish(finish.result) == 130
@@ -185,6 +182,19 @@ def test_a_bug_in_a_step_hides_no_result_either(
     with pytest.raises(ZeroDivisionError):
         finish.sweep._finish(finish.result)
     assert json.loads(capsys.readouterr().out)["cells"][0]["state"] == "done"
+
+
+def test_an_interrupt_that_was_swallowed_is_raised_again_once() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with Interrupts() as interrupts:
+        interrupts.check()
+        with contextlib.suppress(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(60)
+        with pytest.raises(KeyboardInterrupt):
+            interrupts.check()
+        interrupts.check()
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 def test_the_command_module_imports_no_engine() -> None:
