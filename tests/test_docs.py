@@ -82,11 +82,9 @@ def test_a_wrong_option_in_a_document_would_be_found() -> None:
 
 
 def test_documents_refer_to_files_that_exist() -> None:
-    made_later = {"docs/images/report.png"}
     for path in DOCUMENTS:
         for target in re.findall(r"\]\(([^)#]+)\)", path.read_text()):
-            if target not in made_later:
-                assert (path.parent / target).exists(), f"{path.name} refers to {target}"
+            assert (path.parent / target).exists(), f"{path.name} refers to {target}"
     named = re.findall(r"`((?:tests|sharedenc|sweeps|jetson_agent|docs)/[\w/.]+\.\w+)`", _text())
     missing = [name for name in named if not (ROOT / name).exists()]
     assert not missing
