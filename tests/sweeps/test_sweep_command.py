@@ -216,6 +216,8 @@ def _start(tmp_path: Path, data: Path, *args: str) -> subprocess.Popen[str]:
         text=True,
         start_new_session=True,
         env={**os.environ, "TMPDIR": "/tmp"},
+        # Tests that were started in the background ignore Ctrl-C, and children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 
