@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import signal
 import tempfile
 import traceback
 from collections.abc import Callable
@@ -133,6 +134,14 @@ class RayLauncher:
         if ray.is_initialized():
             return _nodes()
         self._joined = True
+        # Ray puts a handler of its own in place of the caller's.
+        on_sigterm = signal.getsignal(signal.SIGTERM)
+        try:
+            return self._join(ray)
+        finally:
+            signal.signal(signal.SIGTERM, on_sigterm)
+
+    def _join(self, ray: Any) -> list[Machine]:
         settings: dict[str, Any] = {
             "log_to_driver": False,
             "logging_level": "ERROR",

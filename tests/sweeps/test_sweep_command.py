@@ -236,8 +236,9 @@ def _marked(mark: str) -> list[int]:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_ctrl_c_stops_at_once_keeps_what_is_done_and_leaves_no_process(
-    tmp_path: Path, tiny_dataset: Path, monkeypatch: pytest.MonkeyPatch
+    number: signal.Signals, tmp_path: Path, tiny_dataset: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mark = f"sweep-under-test-{os.getpid()}-{time.monotonic_ns()}"
     monkeypatch.setenv("SHAREDENC_TEST_MARK", mark)
@@ -247,7 +248,7 @@ def test_ctrl_c_stops_at_once_keeps_what_is_done_and_leaves_no_process(
         for line in process.stderr:
             if line.startswith("{") and json.loads(line).get("epoch", 0) >= 2:
                 break
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         asked = time.monotonic()
         stdout, _ = process.communicate(timeout=120)
     assert process.returncode == 130
