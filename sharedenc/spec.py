@@ -34,7 +34,6 @@ SamplePath = Literal["fast", "reference"]
 TASKS: tuple[Task, ...] = get_args(Task)
 GRAPHS: tuple[Graph, ...] = get_args(Graph)
 STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
-STATES: tuple[State, ...] = get_args(State)
 
 # Open axis: a plugin's freeze mode adds its name here (sharedenc.models.freeze).
 FREEZES: list[str] = list(get_args(Freeze))

@@ -83,7 +83,7 @@ def test_python_dash_m_answers_and_importing_main_runs_nothing(module: str) -> N
 
 
 def test_help_answers_at_once() -> None:
-    def cpu_of_help() -> float:
+    def seconds_of_help() -> float:
         before = time.monotonic()
         subprocess.run(
             [sys.executable, "-m", "sharedenc", "--help"], capture_output=True, check=True
@@ -91,4 +91,4 @@ def test_help_answers_at_once() -> None:
         return time.monotonic() - before
 
     # Half a second on a quiet machine; the best of several, with room for a busy one.
-    assert min(cpu_of_help() for _ in range(5)) < 2.0
+    assert min(seconds_of_help() for _ in range(5)) < 2.0
