@@ -61,11 +61,10 @@ def _of_tasks(backbone: str, strategy: Strategy, freeze: str, tasks: Sequence[st
     ]
 
 
-def select(cells: Iterable[Cell], patterns: Sequence[str] = ()) -> list[Cell]:
-    """Keep the cells that match any of ``patterns`` and add the baselines that swaps need.
+def matching(cells: Iterable[Cell], patterns: Sequence[str] = ()) -> list[Cell]:
+    """The cells that match any of ``patterns``, all of them without patterns.
 
-    A pattern is a cell's name with shell wildcards (``resnet18/*``, ``*/swap-*/seg``). Each
-    cell comes once, a source before the first cell that needs it.
+    A pattern is a cell's name with shell wildcards (``resnet18/*``, ``*/swap-*/seg``).
 
     Raises:
         SpecError: a pattern matches no cell.
@@ -78,13 +77,23 @@ def select(cells: Iterable[Cell], patterns: Sequence[str] = ()) -> list[Cell]:
             if backbone not in BACKBONES and not set("*?[") & set(backbone):
                 hint = f" There is no backbone {backbone!r}.{nearest(backbone, BACKBONES)}"
             raise SpecError(f"{pattern!r} matches none of the study's {len(cells)} cells.{hint}")
-    chosen = [
+    return [
         cell
         for cell in cells
         if not patterns or any(fnmatchcase(cell.name, pattern) for pattern in patterns)
     ]
+
+
+def select(cells: Iterable[Cell], patterns: Sequence[str] = ()) -> list[Cell]:
+    """Keep the cells that match any of ``patterns`` and add the baselines that swaps need.
+
+    Each cell comes once, a source before the first cell that needs it.
+
+    Raises:
+        SpecError: a pattern matches no cell.
+    """
     complete: dict[Cell, None] = {}
-    for cell in chosen:
+    for cell in matching(cells, patterns):
         if cell.source is not None:
             complete.setdefault(cell.source)
         complete.setdefault(cell)

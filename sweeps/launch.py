@@ -1,62 +1,58 @@
-"""Launchers: the one file that starts Ray and builds a `tune.Tuner`, and its in-process twin."""
+"""Launchers: the one file that builds a `tune.Tuner`, and its in-process twin."""
 
 from __future__ import annotations
 
-import logging
-import os
+import contextlib
 import shutil
-import signal
-import tempfile
+import time
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from sharedenc.errors import SpecError
+from sharedenc.errors import SharedencError
 from sweeps.order import Machine
-from sweeps.resources import local_machine
+from sweeps.ray_session import RaySession
+from sweeps.resources import local_machine, node_of, per_gpu
 from sweeps.state import Row, SweepState
-from sweeps.worker import Execute, execute, make_trainable
+from sweeps.stopping import Stop
+from sweeps.worker import Execute, execute, make_trainable, stopped
 
-MIB = 2**20
-OBJECT_STORE_BYTES = 128 * MIB
+if TYPE_CHECKING:
+    from sweeps.autoscaler import DemandTeller
+    from sweeps.signals import Signals
 
-# Ray reads these when it is imported. Its own progress, loggers, metrics files, experiment
-# snapshots and signal handler would be in our way.
-RAY_SETTINGS = {
-    "RAY_AIR_NEW_OUTPUT": "0",
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    "RAY_CHDIR_TO_TRIAL_DIR": "0",
-    # Its monitor's kill ends all of Tune, while the kernel's ends one worker, which is one row.
-    "RAY_memory_monitor_refresh_ms": "0",
-    "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-    "TUNE_DISABLE_SIGINT_HANDLER": "1",
-    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
-    "TUNE_GLOBAL_CHECKPOINT_S": "1000000",
-    "TUNE_WARN_THRESHOLD_S": "1000000",
-    "TUNE_WARN_INSUFFICENT_RESOURCE_THRESHOLD_S": "1000000",
-}
+Payload = Callable[[Row], dict[str, Any]]
+Beat = Callable[[], None]
 
-# A trial that was cut writes its last words before its process takes the next trial.
-LAST_WORDS_S = 120
+# How often the cluster's machines, its demand and the kernel's counters are looked at.
+LOOK_S = 5.0
+LOCAL_BEAT_S = 0.2
 
 
 class Launcher(Protocol):
     """Runs the trials of a `SweepState` until it is finished."""
 
+    @property
+    def elastic(self) -> bool:
+        """Whether machines may come that are not there yet."""
+
     def machines(self) -> list[Machine]:
         """What there is to run on; the launcher is open from here on."""
 
-    def run(
-        self,
-        state: SweepState,
-        payload: Callable[[Row], dict[str, Any]],
-        beat: Callable[[], None],
-    ) -> None:
-        """Run everything. ``payload`` makes a started row's input, ``beat`` is called often."""
+    def check(self, *, tracking_uri: str, storage: str | None) -> bool:
+        """Refuse machines of a cluster that are not fit for trials; whether it is a cluster.
+
+        Raises:
+            SpecError: naming each one that is not, and why.
+        """
+
+    def run(self, state: SweepState, payload: Payload, beat: Beat) -> None:
+        """Run everything. ``payload`` makes a started row's input, ``beat`` is called often.
+
+        Once the state drains, what runs is told to save and stop.
+        """
 
     def close(self) -> None:
         """Stop what still runs and leave no process behind."""
@@ -67,35 +63,54 @@ class LocalLauncher:
     """One trial after the other in this process: for tests, debugging and machines without Ray."""
 
     run_trial: Execute = execute
+    elastic: bool = False
+    sleep: Callable[[float], None] = time.sleep
 
     def machines(self) -> list[Machine]:
         """One slot, whatever a trial asks for."""
         whole = local_machine()
         return [Machine(cpus=whole.cpus, gpus=whole.gpus, memory=whole.memory)]
 
-    def run(
-        self,
-        state: SweepState,
-        payload: Callable[[Row], dict[str, Any]],
-        beat: Callable[[], None],
-    ) -> None:
+    def check(self, *, tracking_uri: str, storage: str | None) -> bool:
+        """There is only this process."""
+        return False
+
+    def run(self, state: SweepState, payload: Payload, beat: Beat) -> None:
         """Run every trial to its end before the next one starts."""
         while not state.finished:
             row = state.next()
             if row is None:
-                raise SpecError("no trial can start, although some wait; this is a bug")
-            name = row.node.id
-
-            def on_report(report: dict[str, Any], name: str = name) -> bool:
-                cut = state.epoch(name, report["epoch"], report["score"])
+                # Something waits for its back-off, or another process for the drain.
                 beat()
-                return cut
-
-            state.end(name, self.run_trial(payload(row), on_report))
+                self.sleep(LOCAL_BEAT_S)
+                continue
+            self._run(state, row, payload(row), beat)
             beat()
 
     def close(self) -> None:
         """Nothing was started."""
+
+    def _run(self, state: SweepState, row: Row, payload: dict[str, Any], beat: Beat) -> None:
+        name = row.node.id
+        drain = payload.get("drain_file")
+        heard = 0.0
+
+        def on_report(report: dict[str, Any]) -> bool:
+            cut = state.epoch(name, report)
+            beat()
+            return cut
+
+        def stopping() -> str:
+            nonlocal heard
+            if time.monotonic() - heard >= LOCAL_BEAT_S:
+                heard = time.monotonic()
+                beat()
+            return state.draining or stop()
+
+        with Stop(None if drain is None else Path(drain)) as stop:
+            reason = stop()
+            outcome = stopped(reason) if reason else self.run_trial(payload, on_report, stopping)
+        state.end(name, outcome)
 
 
 @dataclass
@@ -108,8 +123,12 @@ class RayLauncher:
         storage: A folder of this launcher's own for Tune's (few) files; removed at the end.
         threads: Threads of one trial, for the libraries that read them from the environment.
         address: A Ray cluster to join; None starts a private Ray on this machine.
-        cpus, memory_gib: Limits of this machine that differ from what it has.
+        cpus, memory_gib, gpus: Limits of this machine that differ from what it has.
         run_trial: What a worker does for one trial.
+        records: Folder in which a private Ray is recorded, for the next one to clean up after it
+            should this process be killed; None for the folder around ``storage``.
+        growing: Whether the cluster can grow; None to find out.
+        share_gpus: Trials may share a GPU: each GPU counts as a machine of its own.
     """
 
     storage: Path
@@ -117,9 +136,18 @@ class RayLauncher:
     address: str | None = None
     cpus: float | None = None
     memory_gib: float | None = None
+    gpus: float | None = None
     run_trial: Execute = execute
-    _scratch: Path | None = None
-    _joined: bool = False
+    records: Path | None = None
+    growing: bool | None = None
+    share_gpus: bool = False
+    _session: RaySession | None = None
+    _elastic: bool = False
+
+    @property
+    def elastic(self) -> bool:
+        """Whether machines may come that are not there yet; known once the launcher is open."""
+        return self._elastic
 
     def machines(self) -> list[Machine]:
         """Start or join Ray and read off its nodes.
@@ -127,93 +155,78 @@ class RayLauncher:
         Raises:
             SpecError: the cluster cannot be joined.
         """
-        os.environ.update({k: v for k, v in RAY_SETTINGS.items() if k not in os.environ})
-        import ray
+        from sweeps.autoscaler import can_grow
 
-        _silence()
-        if ray.is_initialized():
-            return _nodes()
-        self._joined = True
-        # Ray puts a handler of its own in place of the caller's.
-        on_sigterm = signal.getsignal(signal.SIGTERM)
-        try:
-            return self._join(ray)
-        finally:
-            signal.signal(signal.SIGTERM, on_sigterm)
+        if self._session is None:
+            self._session = RaySession(
+                records=self.records or self.storage.parent,
+                threads=self.threads,
+                address=self.address,
+                cpus=self.cpus,
+                memory_gib=self.memory_gib,
+                gpus=self.gpus,
+            )
+            self._session.open()
+            grows = self.growing
+            self._elastic = (
+                can_grow() if grows is None and not self._session.private else bool(grows)
+            )
+        return self._split(self._session.machines())
 
-    def _join(self, ray: Any) -> list[Machine]:
-        settings: dict[str, Any] = {
-            "log_to_driver": False,
-            "logging_level": "ERROR",
-            "runtime_env": {"env_vars": self._worker_environment()},
-        }
-        if self.address is not None:
-            try:
-                ray.init(address=self.address, **settings)
-            except (ConnectionError, RuntimeError, ValueError) as error:
-                raise SpecError(
-                    f"no Ray cluster at {self.address!r} ({error}); start one with "
-                    "`ray start --head`, or leave out --address and RAY_ADDRESS"
-                ) from None
-            return _nodes()
-        machine = local_machine(self.cpus, self.memory_gib)
-        self._scratch = _short_folder()
-        ray.init(
-            address="local",
-            num_cpus=int(machine.cpus),
-            num_gpus=int(machine.gpus),
-            _memory=machine.memory,
-            object_store_memory=OBJECT_STORE_BYTES,
-            include_dashboard=False,
-            _temp_dir=str(self._scratch),
-            **settings,
-        )
-        return [machine]
+    def _split(self, machines: list[Machine]) -> list[Machine]:
+        return per_gpu(machines) if self.share_gpus else machines
 
-    def _worker_environment(self) -> dict[str, str]:
-        threads = {
-            name: str(self.threads)
-            for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-        }
-        return {**RAY_SETTINGS, **threads, "TUNE_FUNCTION_THREAD_TIMEOUT_S": str(LAST_WORDS_S)}
+    def check(self, *, tracking_uri: str, storage: str | None) -> bool:
+        """Ask every node of a cluster for its versions, the storage and the tracking server."""
+        from sweeps.cluster import check_cluster
 
-    def run(
-        self,
-        state: SweepState,
-        payload: Callable[[Row], dict[str, Any]],
-        beat: Callable[[], None],
-    ) -> None:
+        assert self._session is not None, "machines() opens the launcher"
+        if self._session.private:
+            return False
+        check_cluster(tracking_uri=tracking_uri, storage=storage)
+        return True
+
+    def run(self, state: SweepState, payload: Payload, beat: Beat) -> None:
         """Run the whole graph with one Tuner; another one takes over should Tune itself fail."""
-        from sweeps.searcher import failure
+        from ray.tune import TuneError
 
+        from sweeps.lost import OomKills, lost
+        from sweeps.signals import Signals
+
+        assert self._session is not None, "machines() opens the launcher"
         self.storage.mkdir(parents=True, exist_ok=True)
-        while not state.finished:
-            try:
-                self._fit(state, payload, beat)
-                return
-            except RuntimeError as error:
-                lost = state.running
-                if not lost:
-                    raise
-                for row in lost:
-                    state.end(row.node.id, failure(f"{error}\n{traceback.format_exc()}"))
+        watch = _Watch(state, self._session, Signals(), OomKills(), beat, self._split)
+        try:
+            while not state.finished:
+                try:
+                    self._fit(state, payload, watch)
+                    return
+                except (RuntimeError, TuneError) as error:
+                    # Tune wraps what our own callbacks raise.
+                    own = _own(error)
+                    if own is not None:
+                        raise own from None
+                    running = state.running
+                    if not running:
+                        raise
+                    for row in running:
+                        state.end(row.node.id, lost(f"{error}\n{traceback.format_exc()}"))
+        finally:
+            watch.close()
 
-    def _fit(
-        self,
-        state: SweepState,
-        payload: Callable[[Row], dict[str, Any]],
-        beat: Callable[[], None],
-    ) -> None:
+    def _fit(self, state: SweepState, payload: Payload, watch: _Watch) -> None:
         from ray import tune
 
-        from sweeps.searcher import BracketScheduler, GraphSearcher, Watcher
+        from sweeps.searcher import BracketScheduler, GraphSearcher, Quiet, Watcher
 
+        scheduler = BracketScheduler(state)
+        trainable = make_trainable(self.run_trial, watch.signals.name)
         tuner = tune.Tuner(
-            tune.with_resources(make_trainable(self.run_trial), _placement),
+            tune.with_resources(trainable, placement),
             tune_config=tune.TuneConfig(
-                search_alg=GraphSearcher(state, payload),
-                scheduler=BracketScheduler(state),
-                num_samples=len(state.rows),
+                search_alg=GraphSearcher(state, payload, watch),
+                scheduler=scheduler,
+                num_samples=-1,
                 reuse_actors=True,
                 trial_name_creator=_trial_name,
                 trial_dirname_creator=_trial_name,
@@ -221,7 +234,7 @@ class RayLauncher:
             run_config=tune.RunConfig(
                 name="tune",
                 storage_path=str(self.storage.resolve()),
-                callbacks=[Watcher(state, beat)],
+                callbacks=[Watcher(state, watch, watch.lost, scheduler), Quiet()],
                 progress_reporter=_Silent(),
                 verbose=0,
             ),
@@ -230,15 +243,76 @@ class RayLauncher:
 
     def close(self) -> None:
         """Shut a private Ray down with all its processes, or leave the cluster."""
-        if self._joined:
-            import ray
-
-            ray.shutdown()
-            self._joined = False
-        if self._scratch is not None:
-            shutil.rmtree(self._scratch, ignore_errors=True)
-            self._scratch = None
+        if self._session is not None:
+            self._session.close()
+            self._session = None
         shutil.rmtree(self.storage, ignore_errors=True)
+
+
+@dataclass
+class _Watch:
+    """What is done beside the trials, at every beat or every few seconds."""
+
+    state: SweepState
+    session: RaySession
+    signals: Signals
+    kills: Any
+    beat: Beat
+    split: Callable[[list[Machine]], list[Machine]]
+    teller: DemandTeller = field(init=False)
+    _looked: float = -1e9
+
+    def __post_init__(self) -> None:
+        from sweeps.autoscaler import DemandTeller
+
+        self.teller = DemandTeller()
+
+    def __call__(self) -> None:
+        self.beat()
+        if self.state.draining:
+            self.signals.stop(self.state.draining)
+        if time.monotonic() - self._looked >= LOOK_S:
+            self.look()
+
+    def look(self) -> None:
+        """Take over which machines there are, and tell a cluster what is wanted."""
+        self._looked = time.monotonic()
+        self.kills.recent()
+        if self.session.private:
+            return
+        for node in self.session.draining():
+            self.signals.stop("preempted: its node is being drained", node)
+        self.state.set_machines(self.split(self.session.machines()))
+        self.teller.tell(self.state.wanted)
+
+    def lost(self, text: str, machine: str) -> dict[str, Any]:
+        """Sort what Ray says of a worker that is gone."""
+        from sweeps.lost import lost
+
+        node = node_of(machine)
+        here = not node or node == self.session.node
+        gone = self.session.is_gone(node)
+        if gone:
+            self.look()  # nothing more is to be started there
+        return lost(text, node_is_gone=gone, oom_kill=here and self.kills.recent())
+
+    def close(self) -> None:
+        """Nothing more is wanted, and nobody asks any more."""
+        # A cluster that is gone needs no goodbye, and must not hide why the sweep ends.
+        with contextlib.suppress(Exception):
+            if not self.session.private:
+                self.teller.withdraw()
+            self.signals.close()
+
+
+def _own(error: BaseException) -> SharedencError | None:
+    """The error of ours behind one of Tune's, if there is one."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, SharedencError):
+            return seen
+        seen = seen.__cause__ or seen.__context__
+    return None
 
 
 class _Silent:
@@ -252,44 +326,19 @@ class _Silent:
     def report(self, trials: list[Any], done: bool, *sys_info: Any) -> None: ...
 
 
-def _placement(config: dict[str, Any]) -> Any:
+def placement(config: dict[str, Any]) -> Any:
+    """What a trial occupies, on the machine that was chosen for it."""
     from ray import tune
 
     bundle = {"CPU": config["cpus"], "memory": config["memory"]}
     if config["gpus"]:
         bundle["GPU"] = config["gpus"]
-    return tune.PlacementGroupFactory([bundle])
+    node = node_of(config["machine"])
+    if not node:
+        return tune.PlacementGroupFactory([bundle])
+    here = {"ray.io/node-id": node}
+    return tune.PlacementGroupFactory([bundle], bundle_label_selector=[here])
 
 
 def _trial_name(trial: Any) -> str:
     return f"trial-{trial.trial_id}"
-
-
-def _nodes() -> list[Machine]:
-    import ray
-
-    return [_machine(node["Resources"]) for node in ray.nodes() if node["Alive"]]
-
-
-def _machine(resources: dict[str, float]) -> Machine:
-    return Machine(
-        cpus=resources.get("CPU", 0.0),
-        gpus=resources.get("GPU", 0.0),
-        memory=int(resources.get("memory", 0)),
-    )
-
-
-def _short_folder() -> Path:
-    """A temporary folder short enough for the sockets that Ray makes in it (107 bytes)."""
-    base = tempfile.gettempdir()
-    return Path(tempfile.mkdtemp(prefix="ray-", dir=base if len(base) < 30 else "/tmp"))
-
-
-def _silence() -> None:
-    """Keep Ray's remarks out of our progress and off standard output; failures become rows."""
-    import ray._private.worker
-
-    for name in ("ray", "ray.tune", "ray.air", "ray.train"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)
-    # Without this, deaths of workers are printed on standard output whatever `log_to_driver` says.
-    ray._private.worker._worker_logs_enabled = False

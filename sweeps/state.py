@@ -1,4 +1,4 @@
-"""Where a sweep stands: the one place that decides what starts, what is cut, what is skipped.
+"""Where a sweep stands: the one place that decides what starts, what is cut, what comes again.
 
 Every launcher drives this object and nothing else; it knows neither Ray nor MLflow.
 """
@@ -7,44 +7,42 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 from sharedenc.spec import State
 from sweeps.brackets import Bracket
-from sweeps.graph import Node
-from sweeps.order import Machine, plan, upward_ranks
-from sweeps.resources import fit
+from sweeps.cuts import Cuts
+from sweeps.demands import Demands, words
+from sweeps.faults import Faults, HoldBack, Rules, smaller_batch
+from sweeps.order import Demand, Frontier, Job, Machine, plan
+from sweeps.room import Room
+from sweeps.rows import (
+    ENDED,
+    Estimates,
+    Listener,
+    Resolve,
+    Row,
+    Settled,
+    Unresolvable,
+    as_given,
+)
 
+if TYPE_CHECKING:
+    from sweeps.events import EventLog, EventName
+    from sweeps.graph import Node
 
-@dataclass
-class Row:
-    """What is known of one trial at any time; ``score`` is the best so far."""
-
-    node: Node
-    state: State = "waiting"
-    reason: str = ""
-    kind: str = ""
-    traceback: str = ""
-    run_id: str = ""
-    attempts: int = 0
-    epoch: int = 0
-    epochs: int = 0
-    score: float = math.nan
-    started: float = math.nan
-    ended: float = math.nan
-    result: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def seconds(self) -> float:
-        """Duration so far, or of the whole trial once it has ended."""
-        if math.isnan(self.started):
-            return 0.0
-        return (time.monotonic() if math.isnan(self.ended) else self.ended) - self.started
-
-
-Listener = Callable[[str, Row], None]
+__all__ = [
+    "Estimates",
+    "Listener",
+    "Resolve",
+    "Row",
+    "Settled",
+    "SweepState",
+    "Unresolvable",
+    "as_given",
+]
 
 
 class SweepState:
@@ -53,9 +51,15 @@ class SweepState:
     Args:
         nodes: The trials; their demands are fitted to ``machines``.
         machines: What each machine offers.
-        reused: State and reason of trials that have ended in an earlier invocation.
-        concurrent: Most trials at once; None for as many as fit.
-        listener: Called with an event (`start`, `epoch`, `end`) and the row, after each change.
+        resolve: Makes a node's trial when what it needs has ended; may raise `Unresolvable`.
+        settled: What the ledger knows of a row whose trial is known; None: it has to run.
+        rules: Retries, limits, holding back.
+        listener: Called with `start`, `epoch`, `end` or `again` and the row, after each change.
+        note: Called with one line that concerns the whole sweep.
+        log: Gets every event.
+        estimates: Learns durations while the sweep runs.
+        clock: Seconds; a virtual one in simulations.
+        elastic: The cluster can grow: machines that no trial fits are no error.
     """
 
     def __init__(
@@ -63,77 +67,173 @@ class SweepState:
         nodes: Sequence[Node],
         machines: Sequence[Machine],
         *,
-        reused: Mapping[str, tuple[State, str]] | None = None,
-        concurrent: int | None = None,
+        resolve: Resolve = as_given,
+        settled: Callable[[Row], Settled | None] = lambda row: None,
+        rules: Rules | None = None,
         listener: Listener | None = None,
+        note: Callable[[str], None] | None = None,
+        log: EventLog | None = None,
+        estimates: Estimates | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        elastic: bool = False,
     ) -> None:
-        reused = reused or {}
-        runnable = [node for node in nodes if node.blocked is None and node.id not in reused]
-        demands = fit([node.demand for node in runnable], machines) if runnable else []
-        fitted = {n.id: replace(n, demand=d) for n, d in zip(runnable, demands, strict=True)}
-        self.rows = {node.id: Row(node=fitted.get(node.id, node)) for node in nodes}
-        self.machines = list(machines)
-        self._free = list(machines)
-        self._concurrent = len(self.rows) if concurrent is None else concurrent
-        self._place: dict[str, int] = {}
-        self._brackets: dict[str, Bracket] = {}
+        self.rules = rules or Rules()
+        self.clock = clock
+        self.elastic = elastic
+        self.draining = ""
+        self.exhausted = ""
+        self.rows = {
+            node.id: Row(node=node, trial=node.trial, epochs=node.recipe.epochs, clock=clock)
+            for node in nodes
+        }
+        self._resolve, self._settled = resolve, settled
         self._listen = listener or (lambda event, row: None)
-        self._jobs = [row.node.job for row in self.rows.values()]
-        self._ranks = upward_ranks(self._jobs)
-        for name, (state, reason) in reused.items():
-            self.rows[name].state, self.rows[name].reason = state, reason
+        self._note = note or (lambda text: None)
+        self._log = log
+        self._estimates = estimates
+        self._frontier = Frontier(node.job for node in nodes)
+        self._needed_by: dict[str, list[str]] = {node.id: [] for node in nodes}
+        for node in nodes:
+            for need in node.needs:
+                self._needed_by[need].append(node.id)
+        self._cuts = Cuts()
+        self._faults = {node.id: Faults() for node in nodes}
+        self._hold = HoldBack()
+        self._withheld: dict[str, str] = {}
+        self._looked_up: set[str] = set()
+        self._demands = Demands(nodes)
+        self._keys: dict[str, str] = {}
+        self._running: dict[str, Row] = {}
+        self._nothing_until = -math.inf
+        self._begun = False
+        self._room = Room(machines)
+        self._lonely_since = math.nan
+        self._fit(strict=False)
 
-    def skip_blocked(self) -> None:
-        """Skip what cannot run and everything that needs it."""
-        for row in self.rows.values():
-            if row.node.blocked is not None and row.state == "waiting":
-                self._close(row, "skipped", row.node.blocked)
+    # What a launcher and a display ask.
 
     @property
-    def finished(self) -> bool:
-        """Whether every trial has ended."""
-        return all(row.state not in ("waiting", "running") for row in self.rows.values())
+    def machines(self) -> list[Machine]:
+        """What each machine offers."""
+        return self._room.machines
+
+    @property
+    def brackets(self) -> Mapping[str, Bracket]:
+        """The brackets of search trials, by group."""
+        return self._cuts.brackets
 
     @property
     def running(self) -> list[Row]:
         """Trials that train now."""
-        return [row for row in self.rows.values() if row.state == "running"]
+        return list(self._running.values())
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing runs and nothing more will start."""
+        if self._running:
+            return False
+        return self.stopping != "" or all(row.state in ENDED for row in self.rows.values())
+
+    @property
+    def stopping(self) -> str:
+        """Why nothing more is started although trials wait; empty while it goes on."""
+        return self.draining or self.exhausted
+
+    @property
+    def wanted(self) -> list[Demand]:
+        """What everything that runs or could start now asks for together."""
+        waiting = [] if self.stopping else [job.id for job in self._candidates()]
+        if self.rules.max_concurrent is not None:
+            waiting = waiting[: max(self.rules.max_concurrent - len(self._running), 0)]
+        return [self._demands[name] for name in [row.node.id for row in self.running] + waiting]
+
+    def demand(self, name: str) -> Demand:
+        """What a trial occupies, fitted to the machines."""
+        return self._demands[name]
+
+    @property
+    def gpu_hours(self) -> float:
+        """Device hours so far; on machines without GPUs, trial hours."""
+        return sum(
+            row.seconds * (self._demands[row.node.id].gpus or 1.0) / 3600
+            for row in self.rows.values()
+            if not row.reused
+        )
+
+    # What a launcher tells.
+
+    def begin(self) -> None:
+        """Close what is settled already and what cannot run; `next` does it when nobody has.
+
+        Raises:
+            SpecError: no machine can hold a trial that is to run, and none will come.
+        """
+        if self._begun:
+            return
+        self._begun = True
+        if self._log is not None:
+            self._log.machines(self.machines)
+        for row in self.rows.values():
+            if row.trial is not None and row.state == "waiting":
+                self._take_over(row)
+        for row in self.rows.values():
+            if row.node.blocked is not None and row.state == "waiting":
+                self._close(row, "skipped", row.node.blocked)
+        self._settle_ready()
+        # What is done already, and needed a larger machine, is no reason to refuse these.
+        self._fit(strict=not self.elastic)
 
     def next(self) -> Row | None:
-        """Start the most urgent trial whose needs are met and that fits; None when none does."""
-        if len(self.running) >= self._concurrent:
+        """Start the most urgent trial that may run and fits; None when there is none now."""
+        self.begin()
+        self._check_budget()
+        if self.stopping or (self._running and self.clock() < self._nothing_until):
             return None
-        done = {name for name, row in self.rows.items() if row.state == "done"}
-        started = {name for name, row in self.rows.items() if row.state != "waiting"}
-        starts = plan(self._jobs, self._ranks, done=done, started=started, free=self._free)
-        if not starts:
+        self._settle_ready()
+        limit = self.rules.max_concurrent
+        if limit is not None and len(self._running) >= limit:
             return None
-        name, place = starts[0]
-        row = self.rows[name]
-        self._place[name] = place
-        self._free[place] = self._free[place].without(row.node.demand)
-        row.state, row.reason, row.started = "running", "", time.monotonic()
-        row.attempts += 1
-        row.epochs = row.node.trial.recipe.epochs
-        self._listen("start", row)
-        return row
+        while True:
+            candidates = self._candidates()
+            starts = plan(candidates, self._frontier.ranks, self._room.free)
+            if not starts:
+                self._check_lonely(candidates)
+                # Until something happens, or a back-off is over, the answer stays the same.
+                self._nothing_until = self._next_attempt()
+                return None
+            name, place = starts[0]
+            row = self.rows[name]
+            if self._resolved(row) and self._twin(row) is None:
+                return self._start(row, place)
 
-    def epoch(self, name: str, epoch: int, score: float) -> bool:
-        """Record an epoch; True when the trial's bracket cuts it here."""
+    def epoch(self, name: str, report: Mapping[str, Any]) -> bool:
+        """Record an epoch; True when the trial's bracket cuts it here.
+
+        ``report`` holds ``epoch, epochs, score, rank, seconds, images_per_s``; ``rank`` is what a
+        bracket compares, without it the score.
+        """
         row = self.rows[name]
-        row.epoch = epoch
+        if row.state != "running":
+            return False
+        epoch, score = int(report["epoch"]), float(report["score"])
+        row.epoch, row.epochs = epoch, int(report.get("epochs", row.epochs))
+        row.speed = float(report.get("images_per_s", row.speed))
         if math.isfinite(score):
             row.score = score if math.isnan(row.score) else max(row.score, score)
-        node = row.node
-        if node.group is not None and node.ladder is not None:
-            bracket = self._brackets.setdefault(node.group, Bracket(node.ladder))
-            cut = bracket.report(name, epoch, score)
-            row.reason = cut or ""
-        self._listen("epoch", row)
-        return bool(row.reason)
+        seconds = float(report.get("seconds", math.nan))
+        if math.isfinite(seconds):
+            row.seconds_per_epoch = seconds
+        if self._hold.epoch(row.kind_of_trial):
+            self._say(f"{name} has finished an epoch: its siblings go on")
+        cut = self._cuts.epoch(row, epoch, float(report.get("rank", score)))
+        if cut:
+            row.reason = cut
+        self._tell("epoch", row, seconds=None if math.isnan(seconds) else seconds, cut=bool(cut))
+        self._learn(row, seconds)
+        return bool(cut)
 
     def end(self, name: str, outcome: Mapping[str, Any]) -> None:
-        """Record how a trial ended and skip what depended on it, unless it is done."""
+        """Record how an attempt ended: for good, or to be tried again later."""
         row = self.rows[name]
         if row.state != "running":
             return
@@ -143,28 +243,289 @@ class SweepState:
         score = row.result.get("score")
         if score is not None and math.isfinite(score):
             row.score = score
-        if row.node.group in self._brackets and outcome["state"] == "done":
-            self._brackets[row.node.group].finish(name, row.epoch)
-        self._close(row, outcome["state"], row.reason or outcome.get("reason") or "")
+        state, reason = outcome["state"], outcome.get("reason") or ""
+        if state == "done":
+            self._cuts.finish(row)
+            self._close(row, "done", reason)
+        elif row.reason:
+            self._close(row, "stopped", row.reason)  # its bracket has cut it
+        elif self.draining:
+            self._close(row, "stopped", self.draining)
+        elif state == "stopped":
+            self._close(row, "stopped", reason)
+        else:
+            self._fault(row, outcome)
+        self._settle_ready()
+
+    def drain(self, reason: str) -> None:
+        """Start nothing more; the launcher tells what runs to save and stop."""
+        if not self.draining:
+            self.draining = reason
+            self._say(f"stopping: {reason}")
 
     def interrupt(self, reason: str) -> None:
-        """Mark what trains now as stopped; what waits goes on waiting for the next invocation."""
+        """Mark what trains now as stopped, at once; what waits goes on waiting."""
+        self.drain(reason)
         for row in self.running:
-            row.state, row.reason, row.ended = "stopped", reason, time.monotonic()
-            self._listen("end", row)
+            self._close(row, "stopped", reason)
+
+    def withhold(self, reasons: Mapping[str, str]) -> None:
+        """Start none of these until the next call; ``reasons`` says what each waits for, by id."""
+        if dict(reasons) == self._withheld:
+            return
+        self._withheld = dict(reasons)
+        self._nothing_until = -math.inf
+        if self._log is not None:
+            self._log.withheld(reasons)
+
+    def skip(self, name: str, reason: str) -> None:
+        """Close a trial that waits, and what needs it."""
+        if self.rows[name].state == "waiting":
+            self._close(self.rows[name], "skipped", reason)
+
+    def set_machines(self, machines: Sequence[Machine]) -> None:
+        """Machines came or went; what runs on those that are gone will be told as ended."""
+        if list(machines) == self.machines:
+            return
+        self._room.set(machines)
+        self._nothing_until = -math.inf
+        self._fit(strict=False)  # others may come
+        if self._log is not None:
+            self._log.machines(machines)
+
+    def waiting_for(self, name: str) -> str:
+        """What a waiting trial waits for, and why; empty for any other."""
+        row = self.rows[name]
+        if row.state != "waiting":
+            return ""
+        if row.node.blocked is not None:
+            return row.node.blocked
+        missing = [need for need in row.node.needs if self.rows[need].state != "done"]
+        missing += [other for other in row.node.after if self.rows[other].state not in ENDED]
+        if missing:
+            first = ", ".join(f"{other} ({self.rows[other].state})" for other in missing[:2])
+            return f"{first} and {len(missing) - 2} more" if len(missing) > 2 else first
+        if self.stopping:
+            return self.stopping
+        if name in self._withheld:
+            return self._withheld[name]
+        if row.kind_of_trial in self._hold.held:
+            return self._hold.held[row.kind_of_trial]
+        left = row.not_before - self.clock()
+        if left > 0:
+            return f"its next attempt in {left:.0f} s, after: {row.reason}"
+        twin = self._twin(row)
+        if twin is not None:
+            return f"{twin.node.id} (running), which trains the same"
+        limit = self.rules.max_concurrent
+        if limit is not None and len(self._running) >= limit:
+            return f"one of {limit} trials to end (--max-concurrent)"
+        demand = self._demands[name]
+        if not self._room.could_hold(demand):
+            return f"a machine with {words(demand)}"
+        return f"room on a machine: {words(demand)}"
+
+    # Decisions.
+
+    def _start(self, row: Row, place: int) -> Row:
+        name = row.node.id
+        self._frontier.start(name)
+        row.machine = self._room.take(name, place, self._demands[name]).id
+        self._lonely_since = math.nan
+        row.state, row.reason, row.kind, row.traceback = "running", "", "", ""
+        self._running[name] = row
+        row.earlier = row.seconds
+        row.started, row.ended = self.clock(), math.nan
+        row.attempts += 1
+        self._cuts.remember(row)
+        if row.history:
+            row.epoch = max(row.epoch, row.history[-1][0])
+        self._tell("start", row, machine=row.machine, demand=vars(self._demands[name]))
+        return row
+
+    def _fault(self, row: Row, outcome: Mapping[str, Any]) -> None:
+        faults = self._faults[row.node.id]
+        retry = faults.judge(outcome, row.epoch, self.rules)
+        reason = outcome.get("reason") or "no reason given"
+        if retry is None:
+            reason = faults.last_reason(outcome)
+            if row.kind == "oom" and "batch" not in reason and row.trial is not None:
+                batch = smaller_batch(row.trial, max((m.memory for m in self.machines), default=0))
+                reason += f"; try a batch size of {batch}"
+            self._close(row, "failed", reason)
+            kind = row.kind_of_trial
+            if self.rules.hold_back and self._hold.failure(kind, row.node.id, outcome, row.epoch):
+                self._say(f"{self._hold.held[kind]}; trials of {'/'.join(kind)} wait")
+            self._drop_held()
+            return
+        if not retry.charged:
+            row.attempts -= 1
+            row.preemptions += 1
+        row.not_before = self.clock() + retry.delay_s
+        self._leave(row, "waiting", self.exhausted or reason)
+        if retry.whole:
+            self._demands.enlarge(row.node.id, self.machines)
+        self._frontier.again(row.node.id)
+        self._tell("again", row, delay=retry.delay_s)
 
     def _close(self, row: Row, state: State, reason: str) -> None:
-        place = self._place.pop(row.node.id, None)
-        if place is not None:
-            demand = row.node.demand
-            back = replace(demand, cpus=-demand.cpus, gpus=-demand.gpus, memory=-demand.memory)
-            self._free[place] = self._free[place].without(back)
-        row.state, row.reason, row.ended = state, reason, time.monotonic()
-        self._listen("end", row)
-        if state != "done":
-            for other in self.rows.values():
-                if other.state == "waiting" and row.node.id in other.node.needs:
-                    self._close(other, "skipped", f"needs {row.node.id}, which {_ended(state)}")
+        was_running = row.state == "running"
+        self._leave(row, state, reason)
+        self._frontier.end(row.node.id, done=state == "done")
+        if was_running and self._estimates is not None:
+            self._estimates.finished(row.node.id, row.epoch, by_itself=state == "done")
+            self._reestimate()
+        self._tell("end", row, reused=row.reused)
+        if state != "done" and not (state == "stopped" and self.draining):
+            for name in self._needed_by[row.node.id]:
+                if self.rows[name].state == "waiting":
+                    why = f"needs {row.node.id}, which {_ended(state)}"
+                    self._close(self.rows[name], "skipped", why)
+        if was_running:
+            self._drop_held()
+
+    def _leave(self, row: Row, state: State, reason: str) -> None:
+        if row.state == "running":
+            row.ended = self.clock()
+            del self._running[row.node.id]
+            self._room.give(row.node.id)
+        row.state, row.reason = state, reason
+
+    def _drop_held(self) -> None:
+        """Skip held siblings when none of their kind is left that could prove the code."""
+        for kind in list(self._hold.held):
+            if any(row.kind_of_trial == kind for row in self._running.values()):
+                continue
+            for row in self.rows.values():
+                if row.state == "waiting" and row.kind_of_trial == kind:
+                    self._close(row, "skipped", self._hold.held[kind])
+
+    def _candidates(self) -> list[Job]:
+        now = self.clock()
+        return [
+            replace(job, demand=self._demands[job.id])
+            for job in self._frontier.ready
+            if (row := self.rows[job.id]).not_before <= now
+            and row.kind_of_trial not in self._hold.held
+            and job.id not in self._withheld
+            and self._twin(row) is None
+        ]
+
+    def _next_attempt(self) -> float:
+        """When the next back-off is over; infinite when nothing waits for that."""
+        now = self.clock()
+        times = (self.rows[job.id].not_before for job in self._frontier.ready)
+        return min((time for time in times if time > now), default=math.inf)
+
+    def _twin(self, row: Row) -> Row | None:
+        """A running trial with the same key: both would write one folder."""
+        key = self._key(row)
+        if key is None:
+            return None
+        return next((r for r in self._running.values() if self._key(r) == key), None)
+
+    def _key(self, row: Row) -> str | None:
+        if row.trial is None:
+            return None
+        name = row.node.id
+        if name not in self._keys:
+            self._keys[name] = row.trial.key
+        return self._keys[name]
+
+    # What is known already.
+
+    def _settle_ready(self) -> None:
+        """Take over what is settled; a search trial is made only when it starts."""
+        again = True
+        while again and not self.stopping:
+            again = False
+            for job in self._frontier.ready:
+                row = self.rows[job.id]
+                if row.node.search is None and row.state == "waiting":
+                    again = not self._resolved(row) or again
+
+    def _resolved(self, row: Row) -> bool:
+        """Whether the row has a trial that must run; else it has been closed."""
+        if row.trial is None:
+            try:
+                row.trial = self._resolve(row.node, self.rows)
+            except Unresolvable as error:
+                self._close(row, "skipped", str(error))
+                return False
+        return not self._take_over(row)
+
+    def _take_over(self, row: Row) -> bool:
+        name = row.node.id
+        if name in self._looked_up:
+            return False
+        self._looked_up.add(name)
+        found = self._settled(row)
+        if found is None:
+            return False
+        row.take_over(found)
+        self._cuts.remember(row, finished=found.state == "done")
+        self._close(row, found.state, found.reason)
+        return True
+
+    # Estimates.
+
+    def _learn(self, row: Row, seconds: float) -> None:
+        if self._estimates is not None and math.isfinite(seconds):
+            self._estimates.epoch(row, seconds)
+            self._reestimate()
+
+    def _reestimate(self) -> None:
+        works = self._estimates.works() if self._estimates is not None else {}
+        if works:
+            self._frontier.reestimate(works)
+
+    # Limits and machines.
+
+    def _check_budget(self) -> None:
+        limit = self.rules.max_gpu_hours
+        if limit is None or self.stopping or self.gpu_hours < limit:
+            return
+        waiting = [row for row in self.rows.values() if row.state == "waiting"]
+        if waiting:
+            self.exhausted = f"budget of {limit:g} GPU hours reached"
+            self._say(f"{self.exhausted}: {len(waiting)} trials are not started")
+            for row in waiting:
+                row.reason = self.exhausted
+
+    def _check_lonely(self, candidates: Iterable[Job]) -> None:
+        """Give up on trials that no machine can hold any more, after a while without any work."""
+        stuck = [job.id for job in candidates if not self._room.could_hold(job.demand)]
+        if self.elastic or self._running or not stuck:
+            self._lonely_since = math.nan
+            return
+        if math.isnan(self._lonely_since):
+            self._lonely_since = self.clock()
+            self._say(f"{stuck[0]} waits for a machine with {words(self._demands[stuck[0]])}")
+        if self.clock() - self._lonely_since < self.rules.machine_wait_s:
+            return
+        for name in stuck:
+            why = f"no machine with {words(self._demands[name])} is left"
+            self._close(self.rows[name], "skipped", why)
+
+    def _fit(self, *, strict: bool) -> None:
+        """Fit the demands of what has not started to the machines there are."""
+        waiting = [
+            name
+            for name, row in self.rows.items()
+            if row.state == "waiting" and row.node.blocked is None
+        ]
+        self._demands.fit(waiting, self.machines, strict=strict)
+
+    def _say(self, text: str) -> None:
+        self._note(text)
+        if self._log is not None:
+            self._log.note(text)
+
+    def _tell(self, event: EventName, row: Row, **more: Any) -> None:
+        self._nothing_until = -math.inf
+        if self._log is not None:
+            self._log.row(event, row, **more)
+        self._listen(event, row)
 
 
 def _ended(state: State) -> str:

@@ -34,6 +34,8 @@ def make_nodes(facts: Facts) -> MakeNodes:
 
     def make(**settings: object) -> list[Node]:
         settings.setdefault("kind", "full-grid")
+        if "search_cell" in settings and "search_trials" not in settings:
+            settings.setdefault("search_lrs", (1e-4, 2e-4, 4e-4, 8e-4))
         settings.setdefault("recipe", Recipe(epochs=2, batch_size=2, image_px=64))
         return expand(Study(**settings), facts)  # type: ignore[arg-type]
 

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from sharedenc.errors import TrackingError
+from sweeps.faults import Rules
 from sweeps.launch import Launcher, LocalLauncher, RayLauncher
-from tests.contracts.launcher import LauncherContract, launch, quick
+from sweeps.state import SweepState
+from tests.contracts.launcher import LauncherContract, launch, process, quick, started, summary
 from tests.sweeps.conftest import MakeNodes
 
 
 @pytest.fixture(scope="module")
 def ray_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """One private Ray with two slots for all tests of this module."""
-    owner = RayLauncher(storage=tmp_path_factory.mktemp("ray"), threads=1, cpus=2)
+    owner = RayLauncher(storage=tmp_path_factory.mktemp("ray") / "tune", threads=1, cpus=2)
     owner.machines()
     yield
     owner.close()
@@ -46,7 +51,8 @@ class TestRayLauncher(LauncherContract):
         }
         assert rows[swap].started < rows[slow].ended
 
-    def test_a_dead_worker_is_a_row_and_the_sweep_goes_on(
+    @pytest.mark.slow
+    def test_a_worker_that_always_dies_is_a_row_and_the_sweep_goes_on(
         self,
         launcher: Launcher,
         make_nodes: MakeNodes,
@@ -55,11 +61,50 @@ class TestRayLauncher(LauncherContract):
     ) -> None:
         dead = "resnet18/baseline/det"
         nodes = make_nodes(only=("resnet18/swap-frozen/*", "resnet18/share-frozen/seg"))
-        rows = launch(launcher, nodes, tmp_path, dies=dead)
-        assert (rows[dead].state, rows[dead].kind) == ("failed", "machine")
+        rules = Rules(machine_attempts=2, backoff_s=0.01)
+        rows = launch(launcher, nodes, tmp_path, rules=rules, dies=dead)
+        assert (rows[dead].state, rows[dead].kind, rows[dead].attempts) == ("failed", "machine", 2)
+        assert started(tmp_path, dead) == 2
         assert "died" in rows[dead].reason
         assert rows[dead].traceback
         assert rows["resnet18/swap-frozen/seg"].state == "skipped"
         assert rows["resnet18/swap-frozen/det"].state == "done"
         assert rows["resnet18/share-frozen/seg"].result["omp"] == "1"
         assert capfd.readouterr().out == ""
+
+    @pytest.mark.slow
+    def test_sigterm_saves_and_is_not_charged_and_kill_9_is(
+        self, launcher: Launcher, make_nodes: MakeNodes, tmp_path: Path
+    ) -> None:
+        asked, killed = "resnet18/baseline/det", "resnet18/baseline/seg"
+        signals = {asked: signal.SIGTERM, killed: signal.SIGKILL}
+
+        def beat(state: SweepState) -> None:
+            for name in [name for name in signals if state.rows[name].epoch == 2]:
+                os.kill(process(tmp_path, name), signals.pop(name))
+
+        nodes = make_nodes(only=(asked, killed))
+        rows = launch(launcher, nodes, tmp_path, beat=beat, lasts=f"{asked} {killed}")
+        assert signals == {}
+        assert summary(rows[asked]) == ("done", "", "", 1, 1)
+        assert summary(rows[killed]) == ("done", "", "", 2, 0)
+
+
+def test_an_error_of_ours_is_found_behind_tunes() -> None:
+    from ray.tune import TuneError
+
+    from sweeps.launch import _own
+
+    def wrapped() -> BaseException:
+        try:
+            try:
+                raise TrackingError("another sweep has the study")
+            except TrackingError:
+                raise TuneError("Traceback ...")  # noqa: B904  # as Tune does
+        except TuneError as error:
+            return error
+
+    found = _own(wrapped())
+    assert isinstance(found, TrackingError)
+    assert str(found) == "another sweep has the study"
+    assert _own(TuneError("its own")) is None

@@ -6,21 +6,27 @@ import json
 from dataclasses import dataclass, replace
 from io import StringIO
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
-from sharedenc.errors import TrackingError, WeightsError
-from sharedenc.mlflow_server import free_port
+from sharedenc.data.classes import VOC20
+from sharedenc.errors import SpecError, TrackingError, WeightsError
 from sharedenc.models.encoders import build_encoder
 from sharedenc.spec import Recipe
-from sharedenc.tracking import MlflowRun, MlflowTracker, RunRecord
+from sharedenc.tracking import MemoryTracker, MlflowTracker, RunRecord
+from sweeps.inputs import Places, find_weights, open_data
+from sweeps.interrupts import Interrupts
 from sweeps.launch import Launcher, LocalLauncher, RayLauncher
-from sweeps.ledger import find_study, status
+from sweeps.ledger import Reuse, find_study, status
+from sweeps.order import Machine
+from sweeps.plan import plan_study
 from sweeps.progress import PlainLines
-from sweeps.run import Places, StudyResult, _Sweep, attach, find_weights, open_data, run_study
-from sweeps.studies import Study
+from sweeps.result import StudyResult
+from sweeps.run import RunOptions, _Sweep, run_study
+from sweeps.study import Study
 
 SWAP = "resnet18/swap-frozen/seg"
 CELLS = ["resnet18/baseline/det", SWAP, "resnet18/share-frozen/seg"]
@@ -35,14 +41,25 @@ class Small:
     result: StudyResult
     folder: Path
 
-    def run(self, launcher: Launcher, **changes: Any) -> StudyResult:
+    def run(
+        self,
+        launcher: Launcher,
+        reuse: Reuse = "strict",
+        rerun: tuple[str, ...] = (),
+        **changes: Any,
+    ) -> StudyResult:
         return run_study(
             replace(self.study, **changes),
             self.places,
             launcher,
             PlainLines(StringIO()),
-            device="cpu",
-            command="sharedenc sweep",
+            RunOptions(
+                device="cpu",
+                command="sharedenc sweep",
+                preflight=False,
+                reuse=reuse,
+                rerun=rerun,
+            ),
         )
 
     def records(self, study: str) -> list[RunRecord]:
@@ -108,8 +125,59 @@ def test_the_merged_settings_are_an_artifact_that_can_be_run(small: Small) -> No
     assert study_from(read_study_file(file)) == small.study
 
 
+def test_another_study_on_the_same_data_takes_over_what_is_there(small: Small) -> None:
+    more = (*small.study.only, "resnet18/share-frozen/det")
+    other = small.run(LocalLauncher(), name="small-other", only=more)
+    first = {row.node.id: row for row in small.result.rows}
+    reused = {row.node.id: row.reused for row in other.rows}
+    assert reused == {**dict.fromkeys(CELLS, "other study small"), "resnet18/share-frozen/det": ""}
+    assert other.exit_code == 0
+    records = {run.name: run for run in small.records("small-other") if run.name != "small-other"}
+    for cell in CELLS:
+        assert records[cell].tags["sharedenc.key"] == first[cell].trial.key  # type: ignore[union-attr]
+        assert records[cell].tags["sharedenc.reused_from"] == first[cell].run_id
+        assert other.rows[0].attempts == 0
+    new = records["resnet18/share-frozen/det"]
+    assert new.tags["sharedenc.attempt"] == "1"
+    assert other.why_not["resnet18/share-frozen/det"]
+
+
+def test_a_plan_says_what_is_reused_and_what_the_rest_costs(small: Small) -> None:
+    before = small.records("small-planned")
+    study = replace(
+        small.study, name="small-planned", only=(*small.study.only, "resnet18/share-bias/det")
+    )
+    price = plan_study(
+        study,
+        small.places,
+        RunOptions(device="cpu"),
+        lambda: [Machine(cpus=2, memory=2**34)],
+        probe=False,
+        progress=False,
+    )
+    cells = {cell.cell: cell for cell in price.cells}
+    assert {name for name, cell in cells.items() if not cell.reused} == {"resnet18/share-bias/det"}
+    assert cells["resnet18/share-bias/det"].why_not == "no run of this cell yet"
+    assert (price.trials, price.reused) == (4, 3)
+    assert 0 < price.gpu_hours.low <= price.gpu_hours.expected <= price.gpu_hours.high < 1
+    assert price.wall_hours > 0
+    assert price.rests_on == "epochs measured in earlier runs"
+    changed = replace(study, recipe=replace(study.recipe, epochs=2))
+    other = plan_study(
+        changed,
+        small.places,
+        RunOptions(device="cpu"),
+        lambda: [Machine(cpus=2, memory=2**34)],
+        probe=False,
+        progress=False,
+    )
+    reasons = {cell.cell: cell.why_not for cell in other.cells}
+    assert "recipe.epochs 1 -> 2" in reasons["resnet18/share-frozen/seg"]
+    assert small.records("small-planned") == before
+
+
 def test_in_process_gives_the_same_rows(small: Small) -> None:
-    local = small.run(LocalLauncher(), name="small-local").to_dict()
+    local = small.run(LocalLauncher(), "none", name="small-local").to_dict()
     ours = small.result.to_dict()
     for here, there in zip(local["cells"], ours["cells"], strict=True):
         same = {"cell", "state", "reason", "key", "attempts", "lr", "seed"}
@@ -126,11 +194,8 @@ def test_in_process_gives_the_same_rows(small: Small) -> None:
 
 
 def test_the_same_study_again_trains_nothing(small: Small) -> None:
-    class Nothing(LocalLauncher):
-        def run(self, state: Any, payload: Any, beat: Any) -> None:
-            assert state.finished
-
-    again = small.run(Nothing())
+    # Ray is not even started.
+    again = small.run(RayLauncher(storage=small.folder / "idle", address="ray://nowhere:1"))
     first = {row.node.id: row for row in small.result.rows}
     for row in again.rows:
         assert (row.state, row.run_id) == ("done", first[row.node.id].run_id)
@@ -149,6 +214,20 @@ def test_status_and_pages_are_read_from_the_server(small: Small) -> None:
     assert page is not None
     assert all(row["run_id"] in page.compare_path for row in answer["cells"])
     assert find_study(uri, "nope") is None
+
+
+def test_rerun_trains_again_and_nothing_else(small: Small) -> None:
+    again = small.run(LocalLauncher(), "strict", rerun=("resnet18/share-*",), name="small")
+    first = {row.node.id: row for row in small.result.rows}
+    for row in again.rows:
+        new = row.node.id == "resnet18/share-frozen/seg"
+        assert (row.run_id != first[row.node.id].run_id) == new
+        assert row.state == "done"
+        assert bool(row.reused) != new
+    assert again.why_not["resnet18/share-frozen/seg"] == "--rerun asks for it"
+    small.result = again
+    with pytest.raises(SpecError, match="'nope/\\*' matches none of the study's trials"):
+        small.run(LocalLauncher(), "strict", rerun=("nope/*",), name="small")
 
 
 def test_weights_of_another_network_are_refused_before_any_trial(tmp_path: Path) -> None:
@@ -174,6 +253,23 @@ def test_weights_that_fit_are_taken(backbone: str, tmp_path: Path) -> None:
     assert find_weights(study)[backbone][0] == str(file)
 
 
+def test_what_no_machine_can_hold_is_told_before_the_preflight(
+    small: Small, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Tiny(LocalLauncher):
+        def machines(self) -> list[Machine]:
+            return [Machine(cpus=2, memory=2**20)]
+
+    def never(*args: Any, **values: Any) -> Any:
+        raise AssertionError("a preflight was started")
+
+    monkeypatch.setattr(_Sweep, "_preflight", never)
+    places, lines = small.places, PlainLines(StringIO())
+    options = RunOptions(device="cpu", reuse="none")
+    with pytest.raises(SpecError, match="the largest machine has 2 CPU cores"):
+        run_study(replace(small.study, name="tiny"), places, Tiny(), lines, options)
+
+
 def test_a_server_that_is_gone_at_the_end_hides_no_result(tmp_path: Path) -> None:
     class Gone:
         def summary(self, *args: object) -> None:
@@ -183,10 +279,35 @@ def test_a_server_that_is_gone_at_the_end_hides_no_result(tmp_path: Path) -> Non
     places = Places(tracking_uri="http://nowhere", runs_dir=tmp_path)
     study = Study(kind="full-grid")
     data: Any = None
-    sweep = _Sweep(study, "s", places, PlainLines(told), data, {}, 0, None, lambda: None)
+    sweep = _Sweep(study, data, places, PlainLines(told), RunOptions(), Interrupts(), lambda: None)
     sweep.ledger = Gone()  # type: ignore[assignment]
-    sweep._record_end(StudyResult(study="s", parent_id="p", pack=tmp_path, rows=[]))
+    state: Any = None
+    sweep._record_end(StudyResult(study="s", parent_id="p", pack=tmp_path, rows=[]), state)
     assert "the study's end is not recorded: nobody answers" in told.getvalue()
+
+
+@pytest.mark.parametrize(("taken", "state"), [(False, "stopped"), (True, None)])
+def test_what_is_stopped_before_its_first_trial_says_so_unless_another_sweep_has_the_study(
+    taken: bool, state: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tracker = MemoryTracker(tmp_path / "store")
+
+    def stopped(sweep: _Sweep, launcher: Launcher) -> None:
+        assert sweep.lease is not None
+        sweep.lease._lost = "another sweep has it" if taken else ""
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("sweeps.run.MlflowTracker", lambda uri, patience=None: tracker)
+    monkeypatch.setattr(_Sweep, "_open", stopped)
+    data = SimpleNamespace(name="d", digest="d" * 64, classes=VOC20)
+    inputs: Any = SimpleNamespace(name="s", data=data)
+    places = Places(tracking_uri="http://nowhere", runs_dir=tmp_path)
+    study, lines = Study(kind="full-grid"), PlainLines(StringIO())
+    sweep = _Sweep(study, inputs, places, lines, RunOptions(), Interrupts(), lambda: None)
+    with pytest.raises(KeyboardInterrupt):
+        sweep.run(LocalLauncher(), 0.0)
+    (parent,) = tracker.runs("s")
+    assert parent.tags.get("sharedenc.state") == state
 
 
 def test_the_studys_rules_reach_its_data(tiny_dataset: Path, tmp_path: Path) -> None:
@@ -196,30 +317,3 @@ def test_the_studys_rules_reach_its_data(tiny_dataset: Path, tmp_path: Path) -> 
     ruled = open_data(replace(study, rules={"crowd_seg": "class"}), places, progress=False)
     assert (plain.rules.crowd_seg, ruled.rules.crowd_seg) == ("ignore", "class")
     assert plain.digest != ruled.digest
-
-
-def test_a_server_lost_while_uploading_is_told_in_one_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    from mlflow import MlflowClient
-
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    lost = MlflowRun(MlflowClient(tracking_uri=f"http://127.0.0.1:{free_port()}"), "r" * 32)
-
-    class Tracker:
-        def __init__(self, uri: str) -> None: ...
-
-        def resume(self, run_id: str) -> MlflowRun:
-            return lost
-
-    monkeypatch.setattr("sweeps.run.MlflowTracker", Tracker)
-    folder = tmp_path / "report"
-    folder.mkdir()
-    (folder / "index.html").write_text("a report")
-    places = Places(tracking_uri="http://nowhere", runs_dir=tmp_path)
-    result = StudyResult(study="s", parent_id="p", pack=tmp_path, rows=[])
-    with pytest.raises(TrackingError, match=r"server went away.*index\.html") as told:
-        attach(places, result, folder, "report")
-    assert "\n" not in str(told.value)
-    own = [record.getMessage() for record in caplog.records if record.name == "sharedenc.tracking"]
-    assert own == [f"run {'r' * 32}: MLflow is away, going on without it (Connection refused)"]

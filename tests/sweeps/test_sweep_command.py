@@ -61,7 +61,7 @@ def test_show_prints_the_merged_settings_and_trains_nothing(tmp_path: Path) -> N
         (["lr-search", "--show", "--search-cell", "foo/dual"], "'foo'"),
         (["full-grid", "--show", "--crowd-seg", "clas"], "Did you mean 'class'"),
         (["full-grid", "--preset", "demo", "--launcher", "rai"], "Did you mean 'ray'"),
-        (["full-grid", "--preset", "demo", "--seeds", "a"], "--seeds 'a' is not a list"),
+        (["full-grid", "--preset", "demo", "--seeds", "a"], "seeds='a' is neither a count"),
         (["full-grid", "--preset", "demo", "--lr", "x=y"], "neither RATE nor BACKBONE=RATE"),
         (["full-grid", "--preset", "demo", "--address", "auto"], "MLFLOW_TRACKING_URI is not set"),
     ],
@@ -81,6 +81,20 @@ def test_a_dead_tracking_server_is_told(monkeypatch: pytest.MonkeyPatch, tmp_pat
     answer = sweep("full-grid", "--preset", "demo", "--runs-dir", str(tmp_path))
     assert answer.exit_code == 8
     assert "no MLflow server answers" in answer.stderr
+
+
+def test_a_plan_says_that_it_knows_no_latency(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{closed_port()}")
+    words = ["full-grid", "--preset", "demo", "--runs-dir", str(tmp_path), "--plan"]
+    told = "the price is of every cell: what --latency-budget-ms will skip"
+    assert told not in sweep(*words).stderr
+    answer = sweep(*words, "--latency-budget-ms", "10", "--device", "orin")
+    assert told in answer.stderr
+    assert "once orin has timed the untrained graphs" in answer.stderr
+    assert answer.stdout == ""
 
 
 def test_a_study_without_data_asks_for_it(
@@ -108,7 +122,8 @@ class Finish:
 
     def __init__(self, make_nodes: MakeNodes, tmp_path: Path, uri: str) -> None:
         from sharedenc.cli import sweep as command
-        from sweeps.run import Places, StudyResult
+        from sweeps.inputs import Places
+        from sweeps.result import StudyResult
         from sweeps.state import Row
         from sweeps.studies import Study
 
@@ -256,7 +271,8 @@ def test_ctrl_c_stops_at_once_keeps_what_is_done_and_leaves_no_process(
     answer = json.loads(stdout)
     assert answer["exit_code"] == 130
     (cell,) = answer["cells"]
-    assert (cell["state"], cell["reason"]) == ("stopped", "stopped by Ctrl-C")
+    why = {signal.SIGINT: "stopped by Ctrl-C", signal.SIGTERM: "stopped by SIGTERM"}[number]
+    assert (cell["state"], cell["reason"]) == ("stopped", why)
     deadline = time.monotonic() + 30
     while (left := _marked(mark)) and time.monotonic() < deadline:
         left = [pid for pid in left if pid != os.getpid()]
@@ -289,6 +305,9 @@ def test_a_sweep_exports_and_reports_and_answers_in_json(
     assert any(line.startswith("study one: 1 of 1 cells done in ") for line in last)
     assert any(line.startswith("learning rates of resnet18/share-frozen/seg: 2") for line in last)
     assert any(line.startswith("exports: 1 of 4 graphs registered") for line in last)
-    assert any(line.startswith("timings: 1 timed now") for line in last)
+    assert any(
+        line.startswith("timings: 2 timed now")  # FP32 and INT8
+        for line in last
+    )
     assert (tmp_path / "runs" / "studies" / "one" / "report" / "index.html").is_file()
     assert " ui one --runs-dir runs" in last[-1]

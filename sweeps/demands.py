@@ -1,0 +1,58 @@
+"""What each trial of a sweep occupies: what its node asks for, fitted to the machines there are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from sharedenc.errors import SpecError
+from sweeps.faults import whole
+from sweeps.order import Demand, Machine
+from sweeps.resources import fit
+
+if TYPE_CHECKING:
+    from sweeps.graph import Node
+
+
+class Demands:
+    """Demands by trial; those that ran out of memory ask for a whole device from then on."""
+
+    def __init__(self, nodes: Iterable[Node]) -> None:
+        self._asked = {node.id: node.demand for node in nodes}
+        self._fitted = dict(self._asked)
+        self._whole: set[str] = set()
+
+    def __getitem__(self, name: str) -> Demand:
+        return self._fitted[name]
+
+    def fit(self, names: Sequence[str], machines: Sequence[Machine], *, strict: bool) -> None:
+        """Fit the demands of trials that have not started.
+
+        Raises:
+            SpecError: ``strict``, and no machine has the cores or GPUs of a trial.
+        """
+        if not names or not machines:
+            return
+        asked = [self._asked[name] for name in names]
+        try:
+            fitted = fit(asked, machines)
+        except SpecError:
+            if strict:
+                raise
+            fitted = asked
+        self._fitted.update(zip(names, fitted, strict=True))
+        for name in self._whole.intersection(names):
+            self._fitted[name] = whole(self._fitted[name], list(machines))
+
+    def enlarge(self, name: str, machines: Sequence[Machine]) -> None:
+        """Ask for a whole device, or without GPUs for a whole machine."""
+        self._whole.add(name)
+        self._fitted[name] = whole(self._fitted[name], list(machines))
+
+
+def words(demand: Demand) -> str:
+    """``2 CPU cores, 1 GPUs, 2.4 GiB``."""
+    parts = [f"{demand.cpus:g} CPU cores"]
+    if demand.gpus:
+        parts.append(f"{demand.gpus:g} GPUs")
+    return ", ".join([*parts, f"{demand.memory / 2**30:.1f} GiB"])
