@@ -1,284 +1,399 @@
-"""One pass of the agent: what is there to time, time it, keep it, send it."""
+"""The agent's work: what is there to time, time it, keep it, send it."""
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
-import fnmatch
-import tempfile
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from jetson_agent.errors import AgentError, ServerError
-from jetson_agent.identity import Device
+from jetson_agent.attempt import NothingToTimeError, Workbench
+from jetson_agent.catalog import Catalog
+from jetson_agent.claims import Claim, held
+from jetson_agent.errors import AuthError, ForbiddenError, NoDeviceError, ServerError
+from jetson_agent.failures import ACTIONS, Failure
+from jetson_agent.jobs import Bench, Candidate, Job, Plan, make_plan, read_candidates
+from jetson_agent.journal import AT_WORK, Entry, Journal
+from jetson_agent.locks import machine_lock
 from jetson_agent.outbox import Outbox
-from jetson_agent.protocol import (
-    MODEL_FILE,
-    BenchResult,
-    ExportManifest,
-    Load,
-    ProtocolError,
-    bench_key,
-)
-from jetson_agent.registry import ModelVersion, Registry
-from jetson_agent.timing import Settings, Stopped, Timing, sha256_of, time_file
+from jetson_agent.protocol import BenchResult
+from jetson_agent.registry import Registry
+from jetson_agent.results import describe, logs_of, make_result, row_of
+from jetson_agent.stopping import StopFlag
+from jetson_agent.summary import Summary
+from jetson_agent.timing import Stopped, Timing, agent_version
 
-Say = Callable[[str], None]
-TimeFile = Callable[[Path, str, Load, Settings, Device, threading.Event], Timing]
-
-
-class RefusedError(Exception):
-    """A file that is not what its registration says; nothing of it is timed."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Candidate:
-    """A version whose tags could be read."""
-
-    version: ModelVersion
-    manifest: ExportManifest
-
-
-@dataclass(kw_only=True)
-class Job:
-    """One architecture, precision and load; `candidates` are the versions that have it."""
-
-    precision: str
-    load: Load
-    candidates: list[Candidate]
-
-    @property
-    def order(self) -> tuple[str, str, str]:
-        return self.candidates[0].version.model, self.precision, self.load
-
-
-@dataclass(kw_only=True)
-class Summary:
-    """What one pass did; it is what ``once --json`` prints."""
-
-    device: str
-    timed: list[dict[str, Any]] = field(default_factory=list)
-    skipped: list[dict[str, str]] = field(default_factory=list)
-    refused: list[dict[str, str]] = field(default_factory=list)
-    already_timed: int = 0
-    sent: int = 0
-    waiting: int = 0
-    stopped: bool = False
-
-    @property
-    def exit_code(self) -> int:
-        """1 if a file was refused, a model has no good answer or a result is not sent; else 0."""
-        bad = [row for row in self.timed if row["verdict"] in ("failed", "wrong")]
-        return 1 if self.refused or bad or self.waiting else 0
-
-    def to_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "exit_code": self.exit_code}
-
-
-@contextlib.contextmanager
-def only_one(state: Path) -> Iterator[None]:
-    """Hold the lock of the state folder: two timings at once would spoil each other.
-
-    Raises:
-        AgentError: another agent holds it.
-    """
-    state.mkdir(parents=True, exist_ok=True)
-    with (state / "lock").open("w") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise AgentError(
-                f"another jetson-agent works with {state}: wait until it ends, or give another "
-                "folder with --state-dir"
-            ) from error
-        yield
+CLAIM_S = 900.0
+SEEN_EVERY_S = 60.0
+BACK_OFF_S = 30.0
+LOCK_POLL_S = 1.0
 
 
 @dataclass(kw_only=True)
 class Agent:
     """The agent's collaborators and choices.
 
-    `precisions` is what the backend can do; downloads go to `work` and are deleted after their
-    timing; `select` holds shell patterns of model names (none means all), `retry` verdicts whose
-    timings are repeated.
+    `look` tells what times here now: it is asked before each job, since somebody may change the
+    power mode or the software at any time. `name` is this agent in claims. `select` holds shell
+    patterns of model names (none means all), `retry` verdicts whose timings are repeated, once in
+    the life of this object. What another agent has is looked at again after `elsewhere_s`, and a
+    job that failed after `back_off_s`, which doubles. `clock` is the wall clock. `catalog` is what
+    a start without a server works from.
     """
 
     registry: Registry
     outbox: Outbox
-    device: Device
-    settings: Settings
-    precisions: Sequence[str]
-    loads: Sequence[Load]
-    work: Path
-    say: Say
-    stopping: threading.Event
+    journal: Journal
+    workbench: Workbench
+    look: Callable[[], Bench]
+    name: str
+    say: Callable[[str], None]
+    stopping: StopFlag
     select: Sequence[str] = ()
     retry: Sequence[str] = ()
-    time_model: TimeFile = time_file
+    back_off_s: float = BACK_OFF_S
+    elsewhere_s: float = float("inf")
+    clock: Callable[[], float] = time.time
+    catalog: Catalog | None = None
+    summary: Summary = field(default_factory=lambda: Summary(device=""))
+    candidates: list[Candidate] = field(default_factory=list)
+    # Key -> verdict of what the server has; None until it was asked.
+    known: dict[str, str] | None = None
+    _repeated: set[str] = field(default_factory=set)
+    _put_off: dict[str, float] = field(default_factory=dict)
+    _seen: float = float("-inf")
 
     def once(self) -> Summary:
         """Time every architecture that is registered and not yet timed on this device."""
-        summary = Summary(device=self.device.name)
-        self._send(summary)
-        candidates = self._read_candidates(summary)
-        known = self.registry.bench_keys(self.device.name)
-        done = {key for key, verdict in known.items() if verdict not in self.retry}
-        done |= {result.key for result in self.outbox.pending()}
-        jobs = self._plan(candidates, done, summary)
-        if not jobs:
+        self.summary = Summary(device=self.look().device.name)
+        self.recover()
+        with suppress(Stopped):
+            self._try_to_send()
+            self.refresh()
+            self._do_all()
+        self.summary.stopped = self.stopping.is_set()
+        self.summary.waiting = len(self.outbox)
+        return self.summary
+
+    def _do_all(self) -> None:
+        while not self.stopping.is_set():
+            bench = self.look()
+            plan = self.plan(bench)
+            job, wait_s = self.next_job(plan)
+            if job is None and wait_s == float("inf"):
+                break
+            if job is None:
+                self.stopping.wait(wait_s)
+                continue
+            with machine_lock() as free:
+                if free:
+                    self._do_and_go_on(job, bench)
+            if not free:
+                self.stopping.wait(LOCK_POLL_S)
+        if not self.summary.timed:
             self.say("nothing to do")
-        for number, job in enumerate(jobs, start=1):
-            if self.stopping.is_set():
-                break
-            try:
-                result = self._run(job, summary)
-            except Stopped:
-                break
-            if result is not None:
-                self.outbox.put(result)
-                summary.timed.append(_row(result))
-                self.say(f"[{number}/{len(jobs)}] {describe(result)}")
-                self._send(summary)
-        summary.stopped = self.stopping.is_set()
-        summary.waiting = len(self.outbox)
-        return summary
 
-    def _read_candidates(self, summary: Summary) -> list[Candidate]:
-        """Versions that this agent understands, newest first; others are skipped by name."""
-        found = []
-        versions = self.registry.ready_versions()
-        for version in sorted(versions, key=lambda v: (v.created_ms, int(v.version)), reverse=True):
-            if self.select and not any(fnmatch.fnmatchcase(version.model, p) for p in self.select):
+    def recover(self) -> None:
+        """Take up what an earlier process left: nothing that was measured is lost."""
+        if self.catalog is not None:
+            self.candidates, _ = read_candidates(self.catalog.load(), self.select)
+        self.spool()
+        waiting = self.outbox.keys()
+        for entry in self.journal.entries("SPOOLED"):
+            if entry.key not in waiting:
+                # It leaves the outbox only once the server has it.
+                self.journal.reported(entry.key)
+        for entry in self.journal.entries(*AT_WORK):
+            self.say(f"{entry.what} was interrupted after {entry.state}: it is done again")
+            self.journal.write(entry, state="DISCOVERED", interrupted=entry.interrupted + 1)
+
+    def spool(self) -> None:
+        """Put into the outbox what was measured and is not there: the disk was full, or a cut."""
+        for entry in self.journal.entries("MEASURED"):
+            self.outbox.put(BenchResult.from_json(entry.result))
+            self.journal.write(entry, state="SPOOLED")
+
+    def refresh(self) -> None:
+        """Read what is registered, and what of it is timed.
+
+        Raises:
+            ServerError: the server cannot be asked; what was known before stays.
+        """
+        bench = self.look()
+        with self.stopping.interruptible():
+            versions = self.registry.ready_versions()
+            self.known = self.registry.bench_keys(bench.device.name)
+            self.show_life(bench)
+        self.candidates, skipped = read_candidates(versions, self.select)
+        if self.catalog is not None:
+            self.catalog.save(candidate.version for candidate in self.candidates)
+        for version, reason in skipped:
+            row = {"model": version.name, "reason": reason}
+            if row not in self.summary.skipped:
+                self.summary.skipped.append(row)
+                self.say(f"skipped {version.name}: {reason}")
+
+    def plan(self, bench: Bench) -> Plan:
+        """What is to be timed with `bench`, in order."""
+        plan = make_plan(self.candidates, bench, self._done())
+        now = {row["key"] for row in self.summary.timed}
+        self.summary.already_timed = len(plan.already - now)
+        lacking = dict(plan.lacking)
+        if lacking != self.summary.lacking:
+            self.summary.lacking = lacking
+            counts = ", ".join(f"{name} ({count} versions)" for name, count in lacking.items())
+            self.say(f"not timed here with backend {bench.settings.backend}: {counts}")
+        return plan
+
+    def next_job(self, plan: Plan, *, offline: bool = False) -> tuple[Job | None, float]:
+        """The first job that may be done now; without one, the seconds until one may, or inf.
+
+        Args:
+            offline: Only what needs no download.
+        """
+        wait_s = float("inf")
+        for job in plan.jobs:
+            if self.workbench.blocked(job) or (offline and not self.workbench.is_here(job)):
                 continue
-            try:
-                manifest = ExportManifest.from_tags(version.tags, run_id=version.run_id)
-                if MODEL_FILE not in manifest.files:
-                    raise ProtocolError(f"there is no {MODEL_FILE} among its files")
-            except ProtocolError as error:
-                self._skip(summary, version, str(error))
-                continue
-            found.append(Candidate(version=version, manifest=manifest))
-        return found
+            if (left_s := self._rests(job)) <= 0:
+                return job, 0.0
+            wait_s = min(wait_s, left_s)
+        return None, wait_s
 
-    def _skip(self, summary: Summary, version: ModelVersion, reason: str) -> None:
-        summary.skipped.append({"model": version.name, "reason": reason})
-        self.say(f"skipped {version.name}: {reason}")
+    def do(self, job: Job, bench: Bench) -> BenchResult | None:
+        """Take a job through its states, from DISCOVERED to SPOOLED.
 
-    def _plan(self, candidates: Sequence[Candidate], done: set[str], summary: Summary) -> list[Job]:
-        """One job per architecture, precision and load that is not in `done`, by model name."""
-        jobs: dict[str, Job] = {}
-        already: set[str] = set()
-        for candidate in candidates:
-            for precision in candidate.manifest.precisions:
-                if precision not in self.precisions:
-                    reason = f"backend {self.settings.backend} has no precision {precision}"
-                    self._skip(summary, candidate.version, reason)
-                    continue
-                for load in self.loads:
-                    key = self._key(candidate.manifest.architecture, precision, load)
-                    if key in done:
-                        already.add(key)
-                    elif key in jobs:
-                        jobs[key].candidates.append(candidate)
-                    else:
-                        jobs[key] = Job(precision=precision, load=load, candidates=[candidate])
-        summary.already_timed = len(already)
-        return sorted(jobs.values(), key=lambda job: job.order)
+        Returns:
+            None if there is nothing to report: refused, another agent's, or to be tried again.
 
-    def _key(self, architecture: str, precision: str, load: Load) -> str:
-        return bench_key(
-            device=self.device.name,
-            architecture=architecture,
-            precision=precision,
-            load=load,
-            mode=self.device.mode(self.settings.threads),
-            backend=self.settings.backend,
-            runtime=self.settings.runtime,
-        )
+        Raises:
+            Stopped: the user asked to stop; the job is as if it had not been begun.
+            ServerError: a file cannot be fetched; so is the job.
+            NoDeviceError: nothing can be timed here now; so is the job.
+        """
+        entry = self.journal.get(job.key, job.what)
+        if entry.state == "REPORTED":  # a timing that is repeated
+            entry = Entry(key=job.key, what=job.what)
+        entry = self.journal.write(entry, what=job.what, state="DISCOVERED")
+        mine, claim = self._claim(job, bench)
+        if not mine:
+            self.journal.forget(job.key)
+            return None
+        self.journal.write(entry, state="CLAIMED")
 
-    def _run(self, job: Job, summary: Summary) -> BenchResult | None:
-        """Time the newest version of the job whose files are what they should be, if any is."""
-        for candidate in job.candidates:
-            version, manifest = candidate.version, candidate.manifest
-            self.work.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(prefix="download-", dir=self.work) as folder:
-                try:
-                    model = fetch(self.registry, candidate, Path(folder))
-                except (RefusedError, ServerError) as error:
-                    row = {"model": version.name, "reason": str(error)}
-                    if row not in summary.refused:
-                        summary.refused.append(row)
-                        self.say(f"refused {version.name}: {error}")
-                    continue
-                timing = self.time_model(
-                    model, job.precision, job.load, self.settings, self.device, self.stopping
-                )
-            return BenchResult(
-                device=self.device.name,
-                architecture=manifest.architecture,
-                precision=job.precision,
-                load=job.load,
-                mode=self.device.mode(self.settings.threads),
-                backend=self.settings.backend,
-                runtime=self.settings.runtime,
-                verdict=timing.verdict,
-                reasons=timing.reasons,
-                metrics=timing.metrics,
-                certificate={**timing.certificate, "files": manifest.files},
-                model=version.model,
-                version=version.version,
-                study=manifest.study,
-                backbone=manifest.backbone,
-                graph=manifest.graph,
-            )
-        return None
+        def note(state: Any) -> None:
+            self.journal.write(self.journal.get(job.key), state=state)
 
-    def _send(self, summary: Summary) -> None:
-        """Send what is kept; what cannot be sent stays."""
+        released = False
         try:
-            for result in self.outbox.pending():
-                self.registry.report(result)
-                self.outbox.sent(result)
-                summary.sent += 1
+            with held(claim, SEEN_EVERY_S, lambda: self.show_life(bench)):
+                timing, used = self.workbench.attempt(job, bench, self.registry, entry, note)
+            entry = self.journal.get(job.key)
+            if timing.failure is not None and timing.failure.kind == "no-device":
+                # No fault of the model, and the next job would fare no better.
+                raise NoDeviceError(f"{job.what}: {' '.join(timing.reasons)}")
+            if timing.failure is not None and self._again(job, bench, entry, timing.failure):
+                released = True
+                return None
+            timing = self._settled(timing, entry, bench)
+            result = make_result(job, bench, timing, used)
+            return self._keep(job, result, claim)
+        except NothingToTimeError:
+            self.journal.forget(job.key)
+            released = True
+            return None
+        except Exception:
+            # Once it is MEASURED nothing is taken back.
+            entry = self.journal.get(job.key)
+            if released := entry.state in AT_WORK:
+                self.journal.write(entry, state="DISCOVERED")
+            raise
+        finally:
+            self._show_refused()
+            if released and claim is not None:
+                with suppress(ServerError):
+                    claim.release()
+
+    def send(self) -> None:
+        """Send what is kept, oldest first; what cannot be sent stays.
+
+        Raises:
+            ServerError: at least one could not be sent. One result that the server does not like
+                is no reason to keep the others; two in a row are taken for a server that is away.
+        """
+        failed: ServerError | None = None
+        for result in self.outbox.pending():
+            try:
+                with self.stopping.interruptible():
+                    self.registry.report(result, logs_of(result))
+            except (AuthError, ForbiddenError):
+                raise
+            except ServerError as error:
+                if failed is not None:
+                    raise
+                failed = error
+                continue
+            self.outbox.sent(result)
+            self.journal.reported(result.key)
+            if self.known is not None:
+                self.known[result.key] = result.verdict
+            self.summary.sent += 1
+        if failed is not None:
+            raise failed
+
+    def put_off(self, job: Job, seconds: float) -> None:
+        """Leave a job alone for a while."""
+        self._put_off[job.key] = time.monotonic() + seconds
+
+    def show_life(self, bench: Bench) -> None:
+        """Tell the server, now and then, that this agent lives and what it can do."""
+        if time.monotonic() - self._seen < SEEN_EVERY_S:
+            return
+        facts = {
+            "mode": bench.mode,
+            "backend": bench.settings.backend,
+            "runtime": bench.settings.runtime,
+            "settings": bench.settings.text,
+            "precisions": list(bench.can),
+            "loads": list(bench.loads),
+            "version": agent_version(),
+        }
+        self.registry.claims(bench.device.name).seen(self.name, facts)
+        self._seen = time.monotonic()
+
+    def _do_and_go_on(self, job: Job, bench: Bench) -> None:
+        try:
+            result = self.do(job, bench)
+        except (AuthError, ForbiddenError):
+            raise
+        except ServerError as error:
+            # As if refused: this pass does without it.
+            row = {"model": job.newest.version.name, "reason": str(error)}
+            self.summary.refused.append(row)
+            self.say(f"refused {job.newest.version.name}: {error}")
+            self.put_off(job, float("inf"))
+            return
+        if result is not None:
+            self.say(f"[{len(self.summary.timed)}] {describe(result)}")
+            self._try_to_send()
+
+    def _try_to_send(self) -> None:
+        try:
+            self.send()
         except ServerError as error:
             self.say(f"{len(self.outbox)} results wait in {self.outbox.folder}: {error}")
 
+    def _done(self) -> dict[str, str]:
+        """Key -> verdict of what need not be timed, as far as can be known here and now."""
+        known = self.known
+        if known is None:
+            known = {entry.key: entry.verdict for entry in self.journal.entries("REPORTED")}
+        done = {k: v for k, v in known.items() if v not in self.retry or k in self._repeated}
+        kept = {e.key: e.verdict for e in self.journal.entries("MEASURED", "SPOOLED")}
+        return {**done, **dict.fromkeys(self.outbox.keys(), ""), **kept}
 
-def fetch(registry: Registry, candidate: Candidate, folder: Path) -> Path:
-    """Download a version's files and check each one's sha256; returns the ONNX file.
+    def _rests(self, job: Job) -> float:
+        """Seconds until the job may be tried; 0 or less means now."""
+        entry = self.journal.get(job.key)
+        left_s = entry.not_before - self.clock()
+        # The wall clock may have jumped by years: nobody waits longer than was meant.
+        if left_s > self._back_off(len(entry.failures)):
+            left_s = 0.0
+        return max(left_s, self._put_off.get(job.key, 0.0) - time.monotonic())
 
-    Raises:
-        RefusedError: a file is not the one that was registered.
-    """
-    for name, digest in candidate.manifest.files.items():
-        path = registry.download(candidate.version, name, folder)
-        if (actual := sha256_of(path)) != digest:
-            raise RefusedError(
-                f"sha256 of {name} is {actual}, but {digest} was registered: the file is not the "
-                "one that was exported; export and register it again"
-            )
-    return folder / MODEL_FILE
+    def _back_off(self, failures: int) -> float:
+        return self.back_off_s * 2.0 ** max(0, failures - 1)
 
+    def _claim(self, job: Job, bench: Bench) -> tuple[bool, Claim | None]:
+        """Whether the job is ours, and the claim, which is None where nobody can be asked."""
+        try:
+            with self.stopping.interruptible():
+                claim = self.registry.claims(bench.device.name).take(job.key, self.name, CLAIM_S)
+                # Another agent may have ended it since the list was read.
+                self.known = self.registry.bench_keys(bench.device.name)
+        except (AuthError, ForbiddenError):
+            raise
+        except ServerError as error:
+            self.say(f"{job.what} is timed without a claim: {error}")
+            return True, None
+        if claim is not None and job.key not in self._done():
+            return True, claim
+        if claim is not None:
+            with suppress(ServerError):
+                claim.release()
+        self._elsewhere(job)
+        return False, None
 
-def describe(result: BenchResult) -> str:
-    """One line for people."""
-    version = f" v{result.version}" if result.version else ""
-    head = f"{result.model}{version} {result.precision} {result.load}"
-    if result.metrics:
-        m = result.metrics
-        head += (
-            f": p50 {m['latency_ms/p50']:.3g} ms, p99 {m['latency_ms/p99']:.3g} ms, "
-            f"{m['throughput_qps']:.4g} queries/s, n = {m['n']:.0f}"
+    def _elsewhere(self, job: Job) -> None:
+        self.say(f"{job.what}: another agent of this device has it")
+        self.summary.elsewhere += 1
+        self.put_off(job, self.elsewhere_s)
+
+    def _again(self, job: Job, bench: Bench, entry: Entry, failure: Failure) -> bool:
+        """Whether a job that failed is tried again, after what its failure asks for."""
+        failures = [*entry.failures, failure.kind]
+        if failures.count(failure.kind) >= ACTIONS[failure.kind].attempts:
+            self.journal.write(entry, failures=failures)
+            return False
+        changes = self.workbench.apply(failure, entry, bench)
+        wait_s = self._back_off(len(failures))
+        self.journal.write(
+            entry,
+            state="DISCOVERED",
+            failures=failures,
+            not_before=self.clock() + wait_s,
+            **changes,
         )
-    return f"{head}, {result.verdict}" + (
-        f" ({' '.join(result.reasons)})" if result.reasons else ""
-    )
+        self.summary.retried += 1
+        first = failure.lines[0] if failure.lines else "it printed nothing"
+        self.say(f"{job.what}: {failure.kind} ({first}); tried again in {wait_s:.0f} s")
+        return True
 
+    def _settled(self, timing: Timing, entry: Entry, bench: Bench) -> Timing:
+        """A timing with its final verdict, and what should be known of the tries before it."""
+        verdict, reasons = timing.verdict, list(timing.reasons)
+        failure = timing.failure
+        if failure is not None:
+            verdict = ACTIONS[failure.kind].verdict
+            if failure.node and failure.node not in " ".join(reasons):
+                reasons.append(f"It is about node {failure.node}.")
+        now = self.look()
+        if (now.mode, now.settings.runtime) != (bench.mode, bench.settings.runtime):
+            was = f"{bench.mode} with {bench.settings.runtime}"
+            reasons.append(
+                f"The board changed from {was} to {now.mode} with {now.settings.runtime} meanwhile."
+            )
+            verdict = "suspect" if verdict == "valid" else verdict
+        certificate = {**timing.certificate, "verdict": verdict, "reasons": reasons}
+        if tries := self.journal.get(entry.key).failures:
+            certificate["failed_tries"] = tries
+        return replace(timing, verdict=verdict, reasons=reasons, certificate=certificate)
 
-def _row(result: BenchResult) -> dict[str, Any]:
-    row = asdict(result)
-    del row["certificate"]
-    return {**row, "key": result.key}
+    def _keep(self, job: Job, result: BenchResult, claim: Claim | None) -> BenchResult | None:
+        """Put a result where it is safe, unless another agent has taken the job meanwhile."""
+        entry = self.journal.write(
+            self.journal.get(job.key),
+            state="MEASURED",
+            result=result.to_json(),
+            verdict=result.verdict,
+        )
+        mine = True
+        # Whoever cannot ask keeps the result: a key is stored once, whoever reports it.
+        with suppress(ServerError, Stopped), self.stopping.interruptible():
+            mine = claim is None or claim.still_mine()
+        if not mine:
+            self.journal.forget(job.key)
+            self._elsewhere(job)
+            return None
+        self.outbox.put(result)
+        self.journal.write(entry, state="SPOOLED")
+        self._repeated.add(job.key)
+        self.summary.timed.append(row_of(result))
+        return result
+
+    def _show_refused(self) -> None:
+        for (name, _, _), reason in self.workbench.refused.items():
+            row = {"model": name, "reason": reason}
+            if row not in self.summary.refused:
+                self.summary.refused.append(row)

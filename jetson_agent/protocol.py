@@ -1,7 +1,7 @@
 """What the sweep side and the agent say to each other; standard library only, Python 3.10.
 
-The sweep side writes an `ExportManifest` beside each ONNX file and, in short, as tags of the
-registered model version. The agent reads the tags, and answers with one `BenchResult` per
+The sweep side writes an `ExportManifest` beside the ONNX files of each graph and, in short, as tags
+of the registered model version. The agent reads the tags, and answers with one `BenchResult` per
 architecture, precision and load. This is the only module of the agent that `sharedenc` and
 `sweeps` import.
 """
@@ -11,27 +11,47 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from typing import Any, Literal, get_args
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 
-Verdict = Literal["valid", "suspect", "wrong", "failed"]
+Verdict = Literal["valid", "suspect", "wrong", "unsupported", "failed"]
 Load = Literal["stream", "single"]
+Int8Recipe = Literal["trt", "cpu"]
+# Whether the timed engine was run on the reference inputs, and what came of it.
+Checked = Literal["right", "wrong", "unchecked"]
 VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
 LOADS: tuple[Load, ...] = get_args(Load)
+INT8_RECIPES: tuple[Int8Recipe, ...] = get_args(Int8Recipe)
+CHECKED: tuple[Checked, ...] = get_args(Checked)
 PRECISIONS = ("fp32", "tf32", "fp16", "int8", "int8_fp16", "int8-unscaled")
+# Precisions that read a file with explicit Q/DQ; all others read the float file.
+QUANTIZED = ("int8", "int8_fp16")
+# What a sweep asks of a board; a backend takes those that it has.
+ASKED_PRECISIONS = ("fp32", "int8", "int8-unscaled")
 
 MODEL_FILE = "model.onnx"
+INT8_FILES: dict[Int8Recipe, str] = {"trt": "model.int8-trt.onnx", "cpu": "model.int8-cpu.onnx"}
+# Reference inputs and ONNX Runtime's outputs of each ONNX file of the folder (`numpy.savez`).
+REFERENCE_FILE = "reference.npz"
 MANIFEST_FILE = "manifest.json"
 CERTIFICATE_FILE = "certificate.json"
+# First line of a file of results, for a board without a network.
+TIMINGS_HEADER = {"sharedenc_timings": 1}
 
 STATE_TAG = "export.state"
 READY = "ready"
 KIND_TAG = "sharedenc.kind"
 BENCH_KIND = "bench"
 BENCH_KEY_TAG = "sharedenc.bench_key"
+# A run whose place another one with the same key has taken; it counts no more.
+REPLACED_KIND = "bench-replaced"
+# Of a bench run whose board has other software by now; the value is the newer `runtime`.
+STALE_TAG = "sharedenc.stale"
+# Of the experiment bench/<device>, one tag per agent: ``sharedenc.seen.<agent>``, see `Seen`.
+SEEN_TAG = "sharedenc.seen."
 
 # MLflow refuses longer tag values (5000 characters for model versions, 8000 for runs).
 TAG_LIMIT = 4000
@@ -62,7 +82,11 @@ def bench_experiment(device: str) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class ExportManifest:
-    """What one exported folder holds; `files` maps each file name to its sha256 (64 hex)."""
+    """What one exported folder holds; `files` maps each file name to its sha256 (64 hex).
+
+    `architecture` is that of ``model.onnx``; `architectures` has it for every ONNX file, by name.
+    `untrained` marks a graph that was exported for its speed alone, before any training.
+    """
 
     data: str
     backbone: str
@@ -73,7 +97,9 @@ class ExportManifest:
     cell: str
     key: str
     run_id: str = ""
+    architectures: dict[str, str] = field(default_factory=dict)
     precisions: list[str] = field(default_factory=lambda: ["fp32"])
+    untrained: bool = False
     input_name: str = "images"
     input_shape: list[int] = field(default_factory=lambda: [1, 3, 320, 320])
     outputs: list[str] = field(default_factory=list)
@@ -90,7 +116,23 @@ class ExportManifest:
     @property
     def model(self) -> str:
         """Name of the registered model that this export belongs to."""
-        return model_name(self.data, self.backbone, self.graph)
+        name = model_name(self.data, self.backbone, self.graph)
+        return f"{name}-untrained" if self.untrained else name
+
+    def file_for(self, precision: str, recipe: Int8Recipe) -> tuple[str, str] | None:
+        """Name and architecture of the file that a precision is timed with.
+
+        Args:
+            recipe: Which of the quantised files the backend reads.
+
+        Returns:
+            None if the folder has no such file.
+        """
+        name = INT8_FILES[recipe] if precision in QUANTIZED else MODEL_FILE
+        architecture = self.architectures.get(name, "")
+        if name == MODEL_FILE:
+            architecture = architecture or self.architecture
+        return (name, architecture) if name in self.files and architecture else None
 
     def to_json(self) -> str:
         """The text of ``manifest.json``."""
@@ -117,7 +159,9 @@ class ExportManifest:
             "sharedenc.graph": self.graph,
             "sharedenc.architecture": self.architecture,
             "sharedenc.sha256": json.dumps(self.files, sort_keys=True),
+            "sharedenc.architectures": json.dumps(self.architectures, sort_keys=True),
             "sharedenc.precisions": json.dumps(self.precisions),
+            "sharedenc.untrained": json.dumps(self.untrained),
         }
 
     @classmethod
@@ -140,6 +184,9 @@ class ExportManifest:
             return value
 
         files = _object(tag("sha256"), "tag sharedenc.sha256")
+        architectures = _object(
+            tags.get("sharedenc.architectures") or "{}", "tag sharedenc.architectures"
+        )
         try:
             precisions = json.loads(tag("precisions"))
         except ValueError as error:
@@ -156,7 +203,9 @@ class ExportManifest:
             cell=tag("cell"),
             key=tag("key"),
             run_id=run_id,
+            architectures={str(name): str(value) for name, value in architectures.items()},
             precisions=[str(name) for name in precisions],
+            untrained=tags.get("sharedenc.untrained") == "true",
         )
 
 
@@ -164,9 +213,14 @@ class ExportManifest:
 class BenchResult:
     """One timing of one architecture, or the reason why there is none.
 
-    `metrics` has ``latency_ms/p50``, ``/p90``, ``/p99``, ``/mean``, ``/min``, ``/max`` (ms),
-    ``throughput_qps`` (1/s), ``build_s`` (s) and ``n`` (queries timed); it is empty when `verdict`
-    is ``failed``. `mode` is power mode and threads; `runtime` is the backend's version.
+    `metrics` has ``latency_ms/p50``, ``/mean``, ``/min``, ``/max`` (ms) and those percentiles that
+    the count carries (``/p90``, ``/p95``, ``/p99``), ``throughput_qps`` (1/s), ``build_s`` (s) and
+    ``n`` (queries timed), the parts ``gpu_compute_ms/..``, ``enqueue_ms/..``, ``h2d_ms/..`` and
+    ``d2h_ms/..`` where the backend tells them apart, ``engine_mib`` and ``context_mib`` (MiB of the
+    engine and of its execution context) where it tells them, and ``power_w/..``, ``energy_mj`` (per
+    inference) where the board measures them; it is empty when there is no figure. `mode` is power
+    mode, clock policy and threads; `runtime` is the backend's version with the board's software;
+    `settings` says how long and how often was timed.
     """
 
     device: str
@@ -177,6 +231,8 @@ class BenchResult:
     backend: str
     runtime: str
     verdict: Verdict
+    settings: str = ""
+    checked: Checked = "unchecked"
     reasons: list[str] = field(default_factory=list)
     metrics: dict[str, float] = field(default_factory=dict)
     certificate: dict[str, Any] = field(default_factory=dict)
@@ -192,6 +248,7 @@ class BenchResult:
             ("verdict", self.verdict, VERDICTS),
             ("load", self.load, LOADS),
             ("precision", self.precision, PRECISIONS),
+            ("checked", self.checked, CHECKED),
         ):
             if value not in allowed:
                 raise ProtocolError(f"{name}={value!r} is not one of {', '.join(allowed)}")
@@ -207,6 +264,7 @@ class BenchResult:
             mode=self.mode,
             backend=self.backend,
             runtime=self.runtime,
+            settings=self.settings,
         )
 
     def to_json(self) -> str:
@@ -231,7 +289,9 @@ class BenchResult:
             "mode": self.mode,
             "backend": self.backend,
             "runtime": self.runtime,
+            "settings": self.settings,
             "verdict": self.verdict,
+            "checked": self.checked,
             "reasons": "; ".join(self.reasons)[:TAG_LIMIT],
             "device": self.device,
             "graph": self.graph,
@@ -244,6 +304,58 @@ class BenchResult:
         return {KIND_TAG: BENCH_KIND, BENCH_KEY_TAG: self.key, **tags}
 
 
+@dataclass(frozen=True, kw_only=True)
+class Seen:
+    """An agent's sign of life: a tag of its device's experiment.
+
+    `at` is in seconds since 1970 by the server's clock; `facts` is what the agent says of itself.
+    """
+
+    agent: str
+    at: float
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    def to_tag(self) -> tuple[str, str]:
+        """Name and value of the tag."""
+        value = json.dumps({"at": round(self.at, 1), "facts": self.facts}, sort_keys=True)
+        if len(value) > TAG_LIMIT:
+            raise ProtocolError(f"an agent's facts take {len(value)} characters, not {TAG_LIMIT}")
+        return f"{SEEN_TAG}{self.agent}", value
+
+
+def seen_agents(tags: Mapping[str, str]) -> list[Seen]:
+    """The agents that an experiment's tags tell of, last seen first; unreadable tags are left out.
+
+    Args:
+        tags: Of the experiment `bench_experiment` of a device.
+    """
+    found = []
+    for name, value in tags.items():
+        if name.startswith(SEEN_TAG):
+            try:
+                told = _object(value, name)
+                facts = told.get("facts")
+                found.append(
+                    Seen(
+                        agent=name[len(SEEN_TAG) :],
+                        at=float(told["at"]),
+                        facts=facts if isinstance(facts, dict) else {},
+                    )
+                )
+            except (ProtocolError, KeyError, TypeError, ValueError):
+                continue
+    return sorted(found, key=lambda seen: (-seen.at, seen.agent))
+
+
+# What a comparison of one shared network with two separate ones is called as a graph.
+COMPARISON = "seg+det|dual"
+
+
+def comparison_architecture(architectures: Sequence[str]) -> str:
+    """Digest (64 hex) that stands for seg, det and dual together, in this order."""
+    return hashlib.sha256(json.dumps(list(architectures)).encode()).hexdigest()
+
+
 def bench_key(
     *,
     device: str,
@@ -253,9 +365,10 @@ def bench_key(
     mode: str,
     backend: str,
     runtime: str,
+    settings: str = "",
 ) -> str:
     """sha256 (64 hex) of everything that makes a timing another timing."""
-    parts = [device, architecture, precision, load, mode, backend, runtime]
+    parts = [device, architecture, precision, load, mode, backend, runtime, settings]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 

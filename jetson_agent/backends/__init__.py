@@ -9,9 +9,17 @@ from jetson_agent.backends.base import Backend
 from jetson_agent.errors import AgentError
 
 BACKENDS: dict[str, str] = {
+    "tensorrt": "jetson_agent.backends.tensorrt:TensorRTBackend",
     "onnxruntime": "jetson_agent.backends.onnxruntime:OnnxRuntimeBackend",
 }
 DEFAULT_BACKEND = "onnxruntime"
+
+
+def default_backend() -> str:
+    """``tensorrt`` where there is a trtexec, else what works everywhere."""
+    from jetson_agent.backends.trtexec import find_trtexec
+
+    return "tensorrt" if find_trtexec() else DEFAULT_BACKEND
 
 
 def load_backend(name: str) -> Backend:

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
-from pathlib import Path
 
-from jetson_agent.backends.base import Engine, Probe
+from jetson_agent.backends.base import BuildRequest, Built, Probe
+from jetson_agent.protocol import LOADS, Int8Recipe, Load
 
 
 class CrashingBackend:
     name = "crashing"
     precisions: tuple[str, ...] = ("fp32",)
+    int8_recipe: Int8Recipe = "cpu"
+    loads: tuple[Load, ...] = LOADS
 
     def probe(self) -> Probe:
         return Probe(available=True, runtime="1.0")
 
-    def build(self, model: Path, precision: str, threads: int) -> Engine:
+    def build(self, request: BuildRequest) -> Built:
         print("about to crash", flush=True)
-        os.kill(os.getpid(), signal.SIGKILL)
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        os.kill(os.getpid(), signal.SIGSEGV)
         raise AssertionError("unreachable")

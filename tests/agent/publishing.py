@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 from dataclasses import dataclass, field
 from pathlib import Path
+from uuid import uuid4
 
 from jetson_agent.protocol import READY, STATE_TAG, ExportManifest
 from jetson_agent.registry import MemoryRegistry, ModelVersion
@@ -62,6 +63,17 @@ def publish(
     uri: str, model: Path, manifest: ExportManifest, *, ready: bool = True
 ) -> tuple[str, str, str]:
     """Upload and register `model` on an MLflow server; returns model name, version, run id."""
+    folder = model.parent / f"upload-{uuid4().hex}"
+    folder.mkdir()
+    (folder / "model.onnx").write_bytes(model.read_bytes())
+    (folder / "manifest.json").write_text(manifest.to_json())
+    return publish_folder(uri, folder, manifest, ready=ready)
+
+
+def publish_folder(
+    uri: str, folder: Path, manifest: ExportManifest, *, ready: bool = True
+) -> tuple[str, str, str]:
+    """Upload and register all files of `folder`; returns model name, version, run id."""
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 
@@ -69,16 +81,12 @@ def publish(
     experiment = client.get_experiment_by_name("study")
     experiment_id = experiment.experiment_id if experiment else client.create_experiment("study")
     run_id = client.create_run(experiment_id).info.run_id
-    folder = f"export/{manifest.graph}"
-    upload = model.parent / f"upload-{run_id}"
-    upload.mkdir()
-    (upload / "model.onnx").write_bytes(model.read_bytes())
-    (upload / "manifest.json").write_text(manifest.to_json())
-    client.log_artifacts(run_id, str(upload), folder)
+    place = f"export/{manifest.graph}"
+    client.log_artifacts(run_id, str(folder), place)
     client.set_terminated(run_id)
     with contextlib.suppress(MlflowException):  # a second version of the same model
         client.create_registered_model(manifest.model)
-    version = client.create_model_version(manifest.model, f"runs:/{run_id}/{folder}", run_id)
+    version = client.create_model_version(manifest.model, f"runs:/{run_id}/{place}", run_id)
     for name, value in manifest.to_tags().items():
         client.set_model_version_tag(manifest.model, version.version, name, value)
     if ready:

@@ -9,11 +9,19 @@ import numpy as np
 import pytest
 
 from jetson_agent.backends import BACKENDS, DEFAULT_BACKEND, load_backend
-from jetson_agent.backends.base import Backend, TensorInfo, seeded_inputs, time_queries
-from jetson_agent.backends.onnxruntime import OnnxRuntimeBackend
+from jetson_agent.backends.base import (
+    MIN_WARMUP_QUERIES,
+    Backend,
+    MeasureRequest,
+    TensorInfo,
+    seeded_inputs,
+    time_queries,
+)
+from jetson_agent.backends.onnxruntime import OnnxRuntimeBackend, cpu_isa
 from jetson_agent.errors import AgentError, BackendError
+from jetson_agent.protocol import Load
 from tests.agent import models
-from tests.contracts.backend import BackendContract
+from tests.contracts.backend import BackendContract, build
 
 
 class TestOnnxRuntimeBackend(BackendContract):
@@ -68,13 +76,21 @@ def test_a_query_that_fails_in_either_loop_is_reported_once_both_have_ended(bad:
         time_queries(queries, warmup_s=0, duration_s=0)
 
 
-def test_engines_in_one_process_do_not_share_buffers(tmp_path: Path) -> None:
-    engine = OnnxRuntimeBackend().build(models.doubling(tmp_path / "m.onnx"), "fp32", 1)
-    inputs = seeded_inputs(engine.inputs, 0)
-    before = {name: value.copy() for name, value in engine.run(inputs).items()}
-    kept = {name: value.copy() for name, value in inputs.items()}
-    engine.measure(inputs, "stream", 0, 0)
-    np.testing.assert_array_equal(inputs["images"], kept["images"])
-    for name, value in engine.run(inputs).items():
-        np.testing.assert_array_equal(value, before[name])
-    engine.close()
+@pytest.mark.parametrize("load", ["single", "stream"])
+def test_queries_in_flight_are_as_many_as_the_load_says(tmp_path: Path, load: Load) -> None:
+    backend = OnnxRuntimeBackend()
+    built = build(backend, models.convolution(tmp_path / "m.onnx"), tmp_path / "engine")
+    samples = backend.measure(built, MeasureRequest(load=load, warmup_s=0, duration_s=0.05))
+    in_flight = sum(samples.latencies_ms) / 1e3 / samples.wall_s
+    assert in_flight <= {"single": 1.0001, "stream": 2.0001}[load]
+    assert samples.warmup_queries >= MIN_WARMUP_QUERIES
+
+
+def test_the_instruction_sets_of_the_cpu_are_told_in_one_order(tmp_path: Path) -> None:
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc/cpuinfo").write_text("flags\t\t: fpu avx2 avx avx_vnni\nmodel name : x\n")
+    assert cpu_isa(tmp_path) == ["avx", "avx2", "avx_vnni"]
+    (tmp_path / "proc/cpuinfo").write_text("Features\t: fp asimd asimddp i8mmm\n")
+    assert cpu_isa(tmp_path) == ["asimd", "asimddp"]
+    (tmp_path / "proc/cpuinfo").unlink()
+    assert cpu_isa(tmp_path) == []

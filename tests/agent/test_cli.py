@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -20,6 +21,7 @@ from tests.agent.publishing import manifest_of, publish
 
 ROOT = Path(__file__).resolve().parents[2]
 QUICK = ["--warmup-s", "0.01", "--duration-s", "0.05", "--threads", "1", "--deadline-s", "120"]
+QUICK += ["--backend", "onnxruntime", "--runs", "2", "--repeats", "0", "--preflight-s", "1"]
 
 
 def agent(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -53,7 +55,8 @@ def bench_runs(uri: str, data: str) -> list[Any]:
 
     client = MlflowClient(tracking_uri=uri)
     experiment = client.get_experiment_by_name(f"bench/board-{data}")
-    return list(client.search_runs([experiment.experiment_id])) if experiment else []
+    wanted = "tags.`sharedenc.kind` = 'bench'"
+    return list(client.search_runs([experiment.experiment_id], wanted)) if experiment else []
 
 
 def test_once_writes_one_run_per_architecture_and_the_second_call_nothing(
@@ -86,8 +89,8 @@ def test_once_writes_one_run_per_architecture_and_the_second_call_nothing(
     runs = bench_runs(mlflow_uri, data)
     assert sorted(run.data.tags["sharedenc.architecture"] for run in runs) == ["conv", "double"]
     for run in runs:
-        assert set(run.data.metrics) == {
-            *(f"latency_ms/{name}" for name in ("p50", "p90", "p99", "mean", "min", "max")),
+        assert set(run.data.metrics) >= {
+            *(f"latency_ms/{name}" for name in ("p50", "mean", "min", "max")),
             "throughput_qps",
             "build_s",
             "n",
@@ -96,7 +99,7 @@ def test_once_writes_one_run_per_architecture_and_the_second_call_nothing(
         assert tags["sharedenc.kind"] == "bench"
         assert tags["sharedenc.verdict"] in ("valid", "suspect")
         assert (tags["sharedenc.precision"], tags["sharedenc.load"]) == ("fp32", "single")
-        assert [a.path for a in client.list_artifacts(run.info.run_id)] == ["certificate.json"]
+        assert "certificate.json" in [a.path for a in client.list_artifacts(run.info.run_id)]
 
     code, summary, said = once(mlflow_uri, data, tmp_path)
     assert (code, summary["timed"], summary["already_timed"]) == (0, [], 2)
@@ -132,25 +135,70 @@ def test_a_file_that_was_changed_after_its_registration_is_refused_by_name(
     assert bench_runs(mlflow_uri, data) == []
 
 
-def test_bad_models_are_reported_with_their_reason_and_the_next_one_is_timed(
+def test_bad_models_are_told_with_their_reason_and_the_next_one_is_timed(
     mlflow_uri: str, data: str, tmp_path: Path
 ) -> None:
     garbage = tmp_path / "a.onnx"
     garbage.write_bytes(b"no model")
     wrong = models.not_a_number(tmp_path / "b.onnx")
     good = models.doubling(tmp_path / "c.onnx")
-    publish(mlflow_uri, garbage, manifest_of(garbage, "garbage", graph="det", data=data))
+    name, version, _ = publish(
+        mlflow_uri, garbage, manifest_of(garbage, "garbage", graph="det", data=data)
+    )
     publish(mlflow_uri, wrong, manifest_of(wrong, "wrong", graph="dual", data=data))
     publish(mlflow_uri, good, manifest_of(good, "good", graph="seg", data=data))
     code, summary, _ = once(mlflow_uri, data, tmp_path)
     assert code == 1
-    assert [row["architecture"] for row in summary["timed"]] == ["garbage", "wrong", "good"]
+    # What is no model is never given to a loader, so there is no timing of it.
+    assert [row["model"] for row in summary["refused"]] == [f"{name} v{version}"]
+    assert "is not an ONNX file" in summary["refused"][0]["reason"]
+    assert [row["architecture"] for row in summary["timed"]] == ["wrong", "good"]
     runs = {run.data.tags["sharedenc.architecture"]: run for run in bench_runs(mlflow_uri, data)}
-    assert runs["garbage"].info.status == "FAILED"
-    assert "cannot load" in runs["garbage"].data.tags["sharedenc.reasons"]
+    assert set(runs) == {"wrong", "good"}
     assert runs["wrong"].data.tags["sharedenc.verdict"] == "wrong"
     assert runs["wrong"].data.metrics == {}
     assert runs["good"].data.tags["sharedenc.verdict"] in ("valid", "suspect")
+
+
+def test_precisions_and_loads_can_be_chosen_by_comma(
+    mlflow_uri: str, data: str, tmp_path: Path
+) -> None:
+    model = models.doubling(tmp_path / "m.onnx")
+    publish(mlflow_uri, model, manifest_of(model, "double", data=data))
+    more = ("--load", "stream,single", "--precision", "int8-unscaled,fp32")
+    code, summary, said = once(mlflow_uri, data, tmp_path, *more)
+    assert (code, summary["lacking"]) == (0, {"int8-unscaled": 1})
+    assert {(row["precision"], row["load"]) for row in summary["timed"]} == {
+        ("fp32", "single"),
+        ("fp32", "stream"),
+    }
+    assert "int8-unscaled (1 versions)" in said
+    wrong = agent("once", "--tracking-uri", mlflow_uri, "--precision", "fp32,fp33")
+    assert wrong.returncode == 2
+    assert "'fp33' is not one of fp32, tf32" in wrong.stderr
+
+
+def test_explain_tells_what_was_timed_how_and_how_to_repeat_it(
+    mlflow_uri: str, data: str, tmp_path: Path
+) -> None:
+    model = models.doubling(tmp_path / "m.onnx")
+    publish(mlflow_uri, model, manifest_of(model, "double", data=data))
+    _, summary, _ = once(mlflow_uri, data, tmp_path)
+    key, state = summary["timed"][0]["key"], str(tmp_path / "state")
+    for what in (key, key[:10], f"{data}-*", f"{data}-resnet18-seg v1", str(model)):
+        done = agent("explain", what, "--state-dir", state)
+        assert done.returncode == 0, done.stderr
+        assert f"{data}-resnet18-seg version 1, fp32, single" in done.stdout
+        assert f"Key {key}" in done.stdout
+        assert f"board-{data}" in done.stdout
+        assert "one query at a time" in done.stdout
+        assert "jetson-agent measure model.onnx --backend onnxruntime" in done.stdout
+        assert f"{summary['timed'][0]['metrics']['latency_ms/p50']:.6g}" in done.stdout
+    as_json = json.loads(agent("explain", key, "--state-dir", state, "--json").stdout)
+    assert [row["key"] for row in as_json["results"]] == [key]
+    missing = agent("explain", "nothing-of-that-name", "--state-dir", state)
+    assert missing.returncode == 1
+    assert "neither a file nor the key" in missing.stderr
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -159,7 +207,10 @@ def test_a_signal_stops_the_timing_and_leaves_no_process(
 ) -> None:
     model = models.endless(tmp_path / "endless.onnx")
     process = subprocess.Popen(
-        [sys.executable, "-m", "jetson_agent", "measure", str(model), "--deadline-s", "240"],
+        [
+            *(sys.executable, "-m", "jetson_agent", "measure", str(model)),
+            *("--deadline-s", "240", "--backend", "onnxruntime"),
+        ],
         cwd=ROOT,
         start_new_session=True,
     )
@@ -178,37 +229,19 @@ def _wait_for_child(pid: int) -> int:
     end = time.monotonic() + 120
     while time.monotonic() < end:
         for child in children.read_text().split():
-            # Between fork and exec the child still bears its parent's command line.
-            if b"jetson_agent.child" in Path(f"/proc/{child}/cmdline").read_bytes():
-                return int(child)
+            # Between fork and exec the child still bears its parent's command line, and a step
+            # that ends at this moment has none any more.
+            with suppress(OSError):
+                if b"jetson_agent.child" in Path(f"/proc/{child}/cmdline").read_bytes():
+                    return int(child)
         time.sleep(0.05)
     raise AssertionError("the agent started no child")
 
 
-def test_measure_needs_no_server(tmp_path: Path) -> None:
-    model = models.convolution(tmp_path / "m.onnx")
-    done = agent("measure", str(model), "--load", "stream", "--json", *QUICK)
-    assert done.returncode == 0, done.stderr
-    result = json.loads(done.stdout)
-    assert (result["precision"], result["load"]) == ("fp32", "stream")
-    assert result["metrics"]["latency_ms/p50"] > 0
-    assert result["certificate"]["counts"]["timed"] == result["metrics"]["n"]
-    text = agent("measure", str(model), *QUICK)
-    assert "m.onnx fp32 single: p50" in text.stdout
-
-
-def test_measure_of_a_broken_file_says_why(tmp_path: Path) -> None:
-    (tmp_path / "m.onnx").write_bytes(b"nothing")
-    done = agent("measure", str(tmp_path / "m.onnx"), *QUICK)
-    assert done.returncode == 1
-    assert "cannot load m.onnx" in done.stdout
-    missing = agent("measure", str(tmp_path / "gone.onnx"))
-    assert missing.returncode == 2
-    assert "gone.onnx" in missing.stderr
-
-
 def test_doctor_says_what_is_there() -> None:
-    done = agent("doctor", "--json", MLFLOW_TRACKING_URI="http://me:geheim@server:5000")
+    done = agent(
+        "doctor", "--offline", "--json", MLFLOW_TRACKING_URI="http://me:geheim@server:5000"
+    )
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert found["backends"]["onnxruntime"]["available"] is True
@@ -246,6 +279,41 @@ def test_help_imports_nothing_heavy_and_importing_main_runs_nothing() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     assert "doctor" in done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_six_agents_of_one_device_share_its_jobs(
+    mlflow_uri: str, data: str, tmp_path: Path
+) -> None:
+    for seed, graph in enumerate(("seg", "det", "dual", "encoder")):
+        model = models.convolution(tmp_path / f"{graph}.onnx", seed=seed)
+        publish(mlflow_uri, model, manifest_of(model, graph, graph=graph, data=data))
+    command = [sys.executable, "-m", "jetson_agent", "once", "--tracking-uri", mlflow_uri]
+    command += ["--device", f"board-{data}", "--select", f"{data}-*", "--json", *QUICK]
+    command += ["--load", "single,stream"]
+    processes = [
+        subprocess.Popen(
+            [*command, "--state-dir", str(tmp_path / f"state-{number}")],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for number in range(6)
+    ]
+    try:
+        summaries = [json.loads(process.communicate(timeout=800)[0]) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+    timed = [row["key"] for summary in summaries for row in summary["timed"]]
+    # Four graphs and one comparison, each with two loads.
+    assert len(timed) == len(set(timed)) == 10
+    assert sorted(run.data.tags["sharedenc.bench_key"] for run in bench_runs(mlflow_uri, data)) == (
+        sorted(timed)
+    )
+    assert [summary["exit_code"] for summary in summaries] == [0] * 6
 
 
 @pytest.mark.parametrize(

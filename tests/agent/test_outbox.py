@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -45,3 +46,14 @@ def test_a_broken_file_is_set_aside_and_the_others_are_sent(tmp_path: Path) -> N
     assert list(outbox.pending()) == [RESULT]
     assert (outbox.folder / "broken.bad").exists()
     assert len(outbox) == 1
+
+
+def test_the_oldest_goes_first(tmp_path: Path) -> None:
+    outbox = Outbox(tmp_path, "http://one:5000")
+    results = [replace(RESULT, precision=name) for name in ("fp32", "tf32", "fp16", "int8")]
+    for age, result in enumerate(results):
+        path = outbox.put(result)
+        # A file system's clock may be coarser than two writes are apart.
+        os.utime(path, (1e9 - age, 1e9 - age))
+    assert [r.precision for r in outbox.pending()] == ["int8", "fp16", "tf32", "fp32"]
+    assert outbox.keys() == {result.key for result in results}

@@ -71,17 +71,17 @@ def test_a_missing_tag_is_named(name: str) -> None:
         ExportManifest.from_tags(tags)
 
 
-@pytest.mark.parametrize("version", ["2", None])
+@pytest.mark.parametrize("version", ["1", None])
 def test_another_protocol_is_refused_with_both_versions(version: str | None) -> None:
     tags = MANIFEST.to_tags()
     tags.pop("sharedenc.protocol")
     if version:
         tags["sharedenc.protocol"] = version
-    with pytest.raises(ProtocolError, match=f"protocol {version}, this agent speaks 1"):
+    with pytest.raises(ProtocolError, match=f"protocol {version}, this agent speaks 2"):
         ExportManifest.from_tags(tags)
 
 
-@pytest.mark.parametrize("text", ["", "[]", '{"protocol": 1}', '{"protocol": 9}', "{"])
+@pytest.mark.parametrize("text", ["", "[]", '{"protocol": 2}', '{"protocol": 9}', "{"])
 def test_a_broken_manifest_is_a_protocol_error(text: str) -> None:
     with pytest.raises(ProtocolError, match=r"manifest\.json"):
         ExportManifest.from_json(text)
