@@ -31,7 +31,7 @@ def load(source: str | Path, tracking_uri: str | None = None) -> Network:
     Args:
         source: a path to ``best.safetensors``, a run's id (32 hex digits), or
             ``models:/<name>/<version>``, which gives the whole network that the version was
-            exported from (for a version of graph ``encoder``, too).
+            exported from (for a version of graph ``encoder``, too), or that was assembled for it.
         tracking_uri: the MLflow server; by default that of ``MLFLOW_TRACKING_URI``.
 
     Raises:

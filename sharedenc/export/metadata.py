@@ -22,6 +22,8 @@ from sharedenc.spec import Recipe
 
 PREFIX = "sharedenc."
 BACKGROUND = "background"
+# Each file says its own architecture, so that a file alone is enough to know its timings.
+ARCHITECTURE = PREFIX + "architecture"
 # Provenance that is copied from a checkpoint's meta as it is.
 COPIED = ("backbone", "cell", "key", "study", "run_id", "data", "data_digest", "class_list")
 DECODING = (
@@ -74,12 +76,14 @@ def describe(
     graph: str,
     meta: Mapping[str, Any],
     image_px: int,
+    architecture: str,
     outputs: Mapping[str, Sequence[int]],
     boxes: Mapping[str, Any] | None,
 ) -> dict[str, str]:
     """The metadata of one exported graph.
 
     Args:
+        architecture: `architecture_digest` of the graph.
         meta: a checkpoint's meta; ``recipe`` in it (a mapping) gives the thresholds.
         outputs: shape of each output, by name, in the graph's order.
         boxes: `describe_boxes` of a graph with a detection head.
@@ -87,6 +91,7 @@ def describe(
     entries = {PREFIX + name: str(meta[name]) for name in COPIED if meta.get(name)}
     entries[PREFIX + "version"] = sharedenc.__version__
     entries[PREFIX + "graph"] = graph
+    entries[ARCHITECTURE] = architecture
     entries[PREFIX + "classes"] = _json([BACKGROUND, *meta["classes"]])
     entries[PREFIX + "input"] = _json(
         {

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from sharedenc.errors import ExportError, check_choice
 from sharedenc.export.architecture import architecture_digest
 from sharedenc.export.metadata import describe, describe_boxes
-from sharedenc.export.parity import check_parity, natural_images
+from sharedenc.export.parity import TOLERANCE, check_parity, natural_images
 from sharedenc.models.boxes import MAX_LOG_SCALE, WEIGHTS
 from sharedenc.models.detection_head import DetectionHead, _box_generator
 from sharedenc.models.network import Network
@@ -90,6 +90,7 @@ def export_graph(
     meta: Mapping[str, Any],
     image_px: int = 320,
     images: Tensor | None = None,
+    tolerance: float = TOLERANCE,
 ) -> ExportInfo:
     """Export ``graph`` of ``network`` to ``path`` and prove the file against the network.
 
@@ -101,6 +102,7 @@ def export_graph(
             metadata and never part of the architecture.
         images: normalised photos ``[N, 3, H, W]`` to check with (resized if need be); photo-like
             noise otherwise.
+        tolerance: see `check_parity`.
 
     Raises:
         ExportError: the network lacks a head that the graph needs, an operator cannot be exported,
@@ -121,6 +123,7 @@ def export_graph(
     images = images.detach().to("cpu", torch.float32).contiguous()
     if images.shape[-2:] != (image_px, image_px):
         images = F.interpolate(images, (image_px, image_px), mode="bilinear")
+    settle_unseen_taps(module, images[:1])
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".export-") as folder:
         draft = Path(folder) / path.name
@@ -130,13 +133,48 @@ def export_graph(
         architecture = architecture_digest(model)
         shapes = {v.name: _shape(v) for v in model.graph.output}
         boxes = None if module.det_head is None else _boxes(module.det_head, image_px)
-        entries = describe(graph=graph, meta=meta, image_px=image_px, outputs=shapes, boxes=boxes)
+        entries = describe(
+            graph=graph,
+            meta=meta,
+            image_px=image_px,
+            architecture=architecture,
+            outputs=shapes,
+            boxes=boxes,
+        )
         onnx.helper.set_model_props(model, entries)
         check_model(model, str(path))
         onnx.save(model, str(draft))
-        parity = check_parity(module, draft, images, OUTPUTS[graph])
+        parity = check_parity(module, draft, images, OUTPUTS[graph], tolerance)
         os.replace(draft, path)
     return ExportInfo(path, graph, file_sha256(path), architecture, OUTPUTS[graph], parity)
+
+
+@torch.no_grad()
+def settle_unseen_taps(module: nn.Module, image: Tensor) -> list[str]:
+    """Set weights that are not finite and that no pixel ever meets to zero, in place.
+
+    On maps of one or two pixels most taps of a 3x3 convolution only ever see padding. Training on
+    tiny images was seen to leave a NaN in such a tap: torch skips it, another runtime need not.
+
+    Returns:
+        Names of the parameters that were changed; none if an output depends on any of them.
+    """
+    broken = {
+        name: weight
+        for name, weight in module.named_parameters()
+        if weight.ndim == 4 and not bool(torch.isfinite(weight).all())
+    }
+    if not broken:
+        return []
+    kept = {name: weight.clone() for name, weight in broken.items()}
+    before = module(image)
+    for weight in broken.values():
+        weight.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
+    if all(torch.equal(one, other) for one, other in zip(before, module(image), strict=True)):
+        return list(broken)
+    for name, weight in broken.items():
+        weight.copy_(kept[name])
+    return []
 
 
 def check_model(model: onnx.ModelProto, where: str) -> None:

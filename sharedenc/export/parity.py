@@ -54,8 +54,13 @@ def photos(pack: Path, count: int, image_px: int) -> Tensor:
     return normalise(batch.images)
 
 
-def open_session(path: Path | str) -> Any:
-    """An ONNX Runtime CPU session on ``path``, one thread, its own log quiet.
+def open_session(path: Path | str, *, threads: int = 0, as_written: bool = False) -> Any:
+    """An ONNX Runtime CPU session on ``path``, its own log quiet.
+
+    Args:
+        threads: how many to compute with; 0: as many as torch does.
+        as_written: compute Q/DQ pairs in float as they stand, instead of fusing them into integer
+            kernels of this CPU, some of which saturate where a GPU's do not.
 
     Raises:
         ExportError: the file is missing, cut or no ONNX model that ONNX Runtime can run.
@@ -63,9 +68,10 @@ def open_session(path: Path | str) -> Any:
     if not Path(path).is_file():
         raise ExportError(f"there is no ONNX file {path}. Check the path, or export the run again.")
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
+    options.intra_op_num_threads = threads or torch.get_num_threads()
     options.inter_op_num_threads = 1
     options.log_severity_level = 4
+    options.add_session_config_entry("session.disable_quant_qdq", str(int(as_written)))
     try:
         return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime's classes share no base of their own
@@ -76,18 +82,23 @@ def open_session(path: Path | str) -> Any:
 
 
 def check_parity(
-    module: nn.Module, path: Path, images: Tensor, outputs: Sequence[str]
+    module: nn.Module,
+    path: Path,
+    images: Tensor,
+    outputs: Sequence[str],
+    tolerance: float = TOLERANCE,
 ) -> dict[str, dict[str, float]]:
     """Compare ONNX Runtime on ``path`` with ``module`` (float32, CPU, eval) on ``images``.
 
     Args:
         module: takes ``[1, 3, H, W]`` and returns one tensor per name of ``outputs``.
         images: ``[N, 3, H, W]`` float32, normalised; each is run on its own.
+        tolerance: the least limit, as a share of an output's standard deviation.
 
     Returns:
         Per output ``std`` (of torch's output) and ``error`` (largest difference), and, as shares
         of ``std``: ``relative``, ``torch_rounding`` (torch's own float32 against float64) and
-        ``limit`` = max(1e-4, 4 x torch_rounding), within which ``relative`` lies.
+        ``limit`` = max(tolerance, 4 x torch_rounding), within which ``relative`` lies.
 
     Raises:
         ExportError: an output differs by more, is not finite, or is dead (std at most 0.01).
@@ -117,7 +128,7 @@ def check_parity(
         rounding = float(
             np.abs(expected - np.concatenate([rows[position] for rows in exact])).max() / std
         )
-        limit = max(TOLERANCE, ROUNDING_FACTOR * rounding)
+        limit = max(tolerance, ROUNDING_FACTOR * rounding)
         if not error / std <= limit:
             raise ExportError(
                 f"output {name!r} of {path.name} differs from torch by {error / std:.2g} of its "

@@ -10,6 +10,9 @@ import pytest
 import torch
 from torch import nn
 
+from sharedenc.data.classes import ClassList
+from sharedenc.data.packed import PackedDataset, prepare
+from sharedenc.data.synthetic import write_synthetic
 from sharedenc.export.onnx import ExportInfo, export_graph
 from sharedenc.export.parity import natural_images
 from sharedenc.models.build import build_network
@@ -80,3 +83,12 @@ def exported(
         return made[graph]
 
     return export
+
+
+@pytest.fixture(scope="session")
+def pond(tmp_path_factory: pytest.TempPathFactory) -> PackedDataset:
+    """A drawn data set with the classes of `meta_of`: 8 training, 4 validation, 6 test pictures."""
+    folder = tmp_path_factory.mktemp("pond")
+    classes = ClassList("ducks", CLASSES)
+    data = write_synthetic(folder / "data", (8, 4, 6), seed=0, classes=classes, name="Pond")
+    return prepare(data, cache=folder / "cache", progress=False)

@@ -143,6 +143,7 @@ def test_the_metadata_says_how_to_use_the_file(
     boxes = json.loads(raw["sharedenc.boxes"])
     assert sum(6 * side**2 for side in boxes["generator"]["grids"]) == boxes["count"] == 3234
     assert json.loads(raw["sharedenc.outputs"])["seg_logits"] == [1, len(CLASSES) + 1, 320, 320]
+    assert raw["sharedenc.architecture"] == exported("dual").architecture
     assert raw["sharedenc.key"] == "0" * 64
     assert raw["sharedenc.data"] == "Pond"
 
@@ -170,6 +171,26 @@ def test_a_dead_output_is_refused_and_leaves_no_file(resnet_dual: Network, tmp_p
     with pytest.raises(ExportError, match="not finite"):
         export_graph(network, "seg", path, meta=meta, image_px=64)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_broken_weight_that_no_pixel_meets_is_settled(
+    resnet_dual: Network, tmp_path: Path
+) -> None:
+    network = copy.deepcopy(resnet_dual)
+    meta, path = meta_of(network), tmp_path / "det.onnx"
+    # On 64 pixels the last extra map has one pixel: of its 3x3 taps only the middle one meets it.
+    name = "det_head.extra.3.1.0.weight"
+    tap = network.get_parameter(name)
+    with torch.no_grad():
+        tap[0, 0, 1, 2] = float("nan")
+    export_graph(network, "det", path, meta=meta, image_px=64)
+    stored = [onnx.numpy_helper.to_array(t) for t in onnx.load(str(path)).graph.initializer]
+    assert all(np.isfinite(values).all() for values in stored if values.dtype == np.float32)
+    assert torch.isnan(tap[0, 0, 1, 2])  # the network itself is left as it is
+    with torch.no_grad():
+        tap[0, 0, 1, 1] = float("nan")
+    with pytest.raises(ExportError, match="not finite"):
+        export_graph(network, "det", path, meta=meta, image_px=64)
 
 
 def test_a_file_of_other_weights_is_refused(

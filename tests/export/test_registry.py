@@ -15,7 +15,9 @@ from mlflow import MlflowClient
 import sharedenc
 from jetson_agent.protocol import ExportManifest
 from sharedenc.cli import main
-from sharedenc.errors import ExportError, TrackingError
+from sharedenc.data.packed import PackedDataset
+from sharedenc.errors import ExportError, SpecError, TrackingError
+from sharedenc.export.calibration import Calibration
 from sharedenc.export.load import load_with_meta
 from sharedenc.export.registry import Registry, export_study, register_run
 from sharedenc.models.network import Network
@@ -224,8 +226,10 @@ def test_the_command_registers_a_cell_and_writes_a_run(
     folder = tmp_path / "files" / "resnet18-share-frozen-seg" / "seg"
     manifest = ExportManifest.from_json((folder / "manifest.json").read_text())
     digest = hashlib.sha256((folder / "model.onnx").read_bytes()).hexdigest()
-    assert manifest.files == {"model.onnx": digest}
+    assert set(manifest.files) == {"model.onnx", "reference.npz"}
+    assert manifest.files["model.onnx"] == digest
     assert manifest.architecture == row["architecture"]
+    assert "no INT8 files and no scores: the data of" in result.stderr
 
     command = ["export", "--study", study.name, "--out", str(tmp_path / "all"), "--json"]
     result = CliRunner().invoke(main, command)
@@ -243,3 +247,163 @@ def test_the_command_registers_a_cell_and_writes_a_run(
     result = CliRunner().invoke(main, ["export", "resnet18/dual"])
     assert result.exit_code == 2
     assert "Add --study NAME" in result.stderr
+
+
+@pytest.fixture(scope="module")
+def int8(pond: PackedDataset) -> Calibration:
+    return Calibration(pack=pond, images=2, accuracy_images=3, shown=False)
+
+
+def test_int8_files_and_scores_of_every_file_are_registered(
+    study: Study, client: MlflowClient, resnet_seg: Network, int8: Calibration, tmp_path: Path
+) -> None:
+    run_id = study.run("resnet18/baseline/seg", resnet_seg)
+    (plain,) = register_run(study.uri, run_id)
+    assert (plain.precisions, plain.accuracy) == (["fp32"], {})
+    # What was registered without is replaced once INT8 is asked for, and then stays.
+    (row,) = register_run(study.uri, run_id, int8=int8)
+    assert (row.outcome, row.version != plain.version) == ("registered", True)
+    (again,) = register_run(study.uri, run_id, int8=int8)
+    assert (again.outcome, again.version) == ("present", row.version)
+    assert again.accuracy == row.accuracy
+    (less,) = register_run(study.uri, run_id)
+    assert (less.outcome, less.version) == ("present", row.version)
+    old = client.get_model_version(plain.model, plain.version)
+    assert old.tags["export.state"] == "replaced"
+
+    version = client.get_model_version(row.model, row.version)
+    manifest = ExportManifest.from_tags(version.tags)
+    assert set(manifest.files) == {
+        "model.onnx",
+        "model.int8-trt.onnx",
+        "model.int8-cpu.onnx",
+        "reference.npz",
+    }
+    assert manifest.files == row.files
+    assert manifest.architectures == row.architectures
+    assert manifest.precisions == ["fp32", "int8", "int8-unscaled"]
+    (tmp_path / "down").mkdir()
+    folder = Path(client.download_artifacts(run_id, "export/seg", str(tmp_path / "down")))
+    for name, digest in manifest.files.items():
+        assert hashlib.sha256((folder / name).read_bytes()).hexdigest() == digest
+    assert json.loads(version.tags["sharedenc.calibration"]) == {
+        "images": 2,
+        "split": "train",
+        "seed": 0,
+        "data_digest": int8.pack.digest,
+    }
+
+    told = json.loads(version.tags["sharedenc.accuracy"])
+    assert (told["images"], told["split"]) == (3, "test")
+    assert set(told["cosine"]["int8-trt"]) == {"seg_logits"}
+    metrics = client.get_run(run_id).data.metrics
+    assert metrics["export/seg/images"] == 3
+    for kind in ("float", "int8-trt", "int8-cpu"):
+        assert metrics[f"export/seg/{kind}/mIoU"] == pytest.approx(told[kind]["mIoU"], abs=1e-5)
+    drop = metrics["export/seg/float/mIoU"] - metrics["export/seg/int8-trt/mIoU"]
+    assert metrics["export/seg/int8-trt/mIoU_drop"] == pytest.approx(drop)
+    assert client.get_run(run_id).info.status == "FINISHED"
+
+
+@pytest.mark.slow
+def test_a_version_that_lost_a_file_is_made_again(
+    study: Study, client: MlflowClient, resnet_seg: Network
+) -> None:
+    run_id = study.run("resnet18/baseline/seg", resnet_seg)
+    (row,) = register_run(study.uri, run_id)
+    study.tracker.delete_files(run_id, ["export/seg/reference.npz"])
+    (again,) = register_run(study.uri, run_id)
+    assert (again.outcome, again.version != row.version) == ("registered", True)
+    assert client.get_model_version(row.model, row.version).tags["export.state"] == "replaced"
+
+
+@pytest.mark.slow
+def test_a_failed_int8_leaves_the_float_version_and_says_why(
+    study: Study,
+    client: MlflowClient,
+    resnet_seg: Network,
+    int8: Calibration,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fails(*_given: Any, **_more: Any) -> Any:
+        raise ExportError("no kernel for this")
+
+    run_id = study.run("resnet18/baseline/seg", resnet_seg)
+    with monkeypatch.context() as patched:
+        patched.setattr("sharedenc.export.folder.quantise", fails)
+        (row,) = register_run(study.uri, run_id, int8=int8)
+        assert (row.outcome, row.int8_reason) == ("registered", "no kernel for this")
+        tags = client.get_model_version(row.model, row.version).tags
+        assert tags["sharedenc.int8_reason"] == "no kernel for this"
+        assert tags["export.state"] == "ready"
+        assert ExportManifest.from_tags(tags).precisions == ["fp32"]
+        # The float file is scored all the same.
+        assert set(row.accuracy) == {"images", "split", "float"}
+        (second,) = register_run(study.uri, run_id, int8=int8)
+        assert (second.outcome, second.version) == ("present", row.version)
+        assert second.int8_reason == "no kernel for this"
+    (mended,) = register_run(study.uri, run_id, int8=int8)
+    assert (mended.outcome, mended.int8_reason) == ("registered", "")
+    assert "int8" in mended.precisions
+
+
+@pytest.mark.slow
+def test_the_command_makes_int8_files_where_the_data_is_at_hand(
+    study: Study,
+    resnet_seg: Network,
+    pond: PackedDataset,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", study.uri)
+    run_id = study.run("resnet18/share-frozen/seg", resnet_seg)
+    out = ["--out", str(tmp_path / "out"), "--json"]
+    result = CliRunner().invoke(main, ["export", run_id, *out, "--int8"])
+    assert result.exit_code == SpecError.exit_code
+    assert "--int8 needs photos to calibrate with" in result.stderr
+    assert "give --data DIR" in result.stderr
+
+    few = ["--int8-images", "2", "--accuracy-images", "3"]
+    result = CliRunner().invoke(main, ["export", run_id, *out, *few, "--data", str(pond.root)])
+    assert result.exit_code == 0, result.output
+    assert f"all files scored on, {pond.root}" in result.stderr
+    (row,) = json.loads(result.stdout)["exports"]
+    assert row["accuracy"]["images"] == 3
+    assert set(row["architectures"]) == {
+        "model.onnx",
+        "model.int8-trt.onnx",
+        "model.int8-cpu.onnx",
+    }
+
+    # Without --data the cache is looked into, by the digest that the run was trained on.
+    digest = {"sharedenc.data_digest": pond.digest}
+    run_id = study.run("resnet18/share-bias/seg", resnet_seg, tags=digest)
+    cache = ["--cache-dir", str(pond.root.parents[1])]
+    result = CliRunner().invoke(main, ["export", run_id, *cache, *few])
+    assert result.exit_code == 0, result.output
+    assert "registered  resnet18/share-bias/seg  seg" in result.stdout
+    assert "mIoU 0." in result.stdout
+    assert "int8-trt 0." in result.stdout
+    result = CliRunner().invoke(main, ["export", run_id, *cache, "--no-int8", *out])
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["exports"][0]["precisions"] == ["fp32"]
+
+
+@pytest.mark.slow
+def test_int8_that_was_asked_for_and_failed_is_an_error_of_the_command(
+    study: Study, resnet_seg: Network, pond: PackedDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_given: Any, **_more: Any) -> Any:
+        raise ExportError("no kernel for this")
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", study.uri)
+    monkeypatch.setattr("sharedenc.export.folder.quantise", fails)
+    run_id = study.run("resnet18/baseline/seg", resnet_seg)
+    command = ["export", run_id, "--data", str(pond.root), "--accuracy-images", "1", "--json"]
+    result = CliRunner().invoke(main, command)
+    assert result.exit_code == 0, result.output
+    result = CliRunner().invoke(main, [*command, "--int8"])
+    assert result.exit_code == ExportError.exit_code
+    assert "1 of 1 exports have no INT8 files: no kernel for this" in result.stderr
+    (row,) = json.loads(result.stdout)["exports"]
+    assert row["int8_reason"] == "no kernel for this"
