@@ -5,21 +5,31 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 
-from sharedenc.report.changes import HEADLINE, METHODS, Figure, Method, Scores
-from sharedenc.report.tables import Facts
+from jetson_agent.protocol import COMPARISON
+from sharedenc.report.changes import HEADLINE, METHODS, Figure, Leader, Method, Scores, against_sum
+from sharedenc.report.collect import TimingRow
+from sharedenc.report.deployments import Option, options
+from sharedenc.report.statistics import of_differences
+from sharedenc.report.table_spec import Facts
+from sharedenc.report.timing_tables import PUBLISHED_LOAD, timed_figure
 
 DUAL = Method("dual")
 
 
 @dataclass(frozen=True)
 class Best:
-    """The highest mIoU and mAP of a backbone, and the methods that reached them."""
+    """The highest mIoU and mAP of a backbone, and the methods that reached them.
+
+    The notes say from which other methods they cannot be told apart, or that nothing says so.
+    """
 
     backbone: str
     mIoU: Figure
     mIoU_method: str
+    mIoU_note: str
     mAP: Figure
     mAP_method: str
+    mAP_note: str
 
 
 @dataclass(frozen=True)
@@ -40,32 +50,24 @@ class DualChange:
 
 
 @dataclass(frozen=True)
-class Deployment:
-    """A way to serve both tasks: its scores, the time of one picture, how sure that is."""
-
-    backbone: str
-    name: str
-    passes: int
-    latency_ms: float
-    mIoU: float
-    mAP: float
-    suspect: bool
-
-
-@dataclass(frozen=True)
 class Summary:
-    """The top of the page."""
+    """The top of the page.
+
+    ``deployments`` are those of which the scores and, in the setup that ``timed`` names, the median
+    latency are known.
+    """
 
     cells: dict[str, int]
     best: tuple[Best, ...]
     dual: tuple[DualChange, ...]
     timed: str
-    deployments: tuple[Deployment, ...]
+    deployments: tuple[Option, ...]
 
 
 def summarise(facts: Facts) -> Summary:
     """Compute the top of the page from the study's own runs and timings."""
-    setup, precision = _shown_timing(facts)
+    shown = _shown_timing(facts)
+    setup, precision = (shown.setup, shown.precision) if shown else ("", "")
     names = facts.scores.backbones
     counts = Counter(state.state for state in facts.scores.states())
     return Summary(
@@ -73,24 +75,33 @@ def summarise(facts: Facts) -> Summary:
         best=tuple(_best(facts.scores, name) for name in names),
         dual=tuple(_dual(facts, name, setup, precision) for name in names),
         timed=f"{setup}, {precision}" if setup else "",
-        deployments=tuple(
-            found for name in names for found in _deployments(facts, name, setup, precision)
-        ),
+        deployments=tuple(_deployments(facts, shown) if shown else ()),
     )
 
 
 def _best(scores: Scores, backbone: str) -> Best:
-    parts: list[tuple[Figure, str]] = []
+    parts: list[tuple[Figure, str, str]] = []
     for metric in HEADLINE.values():
-        figures = [(scores.score(backbone, method, metric), method) for method in scores.methods]
-        found = [(figure, method) for figure, method in figures if figure.value is not None]
-        if found:
-            figure, method = max(found, key=lambda pair: pair[0].value or 0.0)
-            parts.append((figure, method.name))
+        leader = scores.leader(backbone, metric)
+        if leader is None:
+            parts.append((scores.score(backbone, METHODS[0], metric), "", ""))
         else:
-            parts.append((figures[0][0], ""))
-    (miou, miou_method), (ap, ap_method) = parts
-    return Best(backbone, miou, miou_method, ap, ap_method)
+            parts.append((leader.score, leader.method.name, _note(leader)))
+    return Best(backbone, *parts[0], *parts[1])
+
+
+def _note(leader: Leader) -> str:
+    """What a reader must know before calling the highest the best."""
+    parts = []
+    if leader.ties:
+        names = ", ".join(method.name for method in leader.ties)
+        parts.append(f"not told apart from {names}")
+    if leader.untested and leader.score.runs < 2:
+        parts.append("one seed: not tested against the others")
+    elif leader.untested:
+        names = ", ".join(method.name for method in leader.untested)
+        parts.append(f"too few seeds in common with {names}")
+    return "; ".join(parts)
 
 
 def _dual(facts: Facts, backbone: str, setup: str, precision: str) -> DualChange:
@@ -99,7 +110,12 @@ def _dual(facts: Facts, backbone: str, setup: str, precision: str) -> DualChange
     ap = scores.change(backbone, DUAL, "mAP")
     mean = Figure.missing(miou.why or ap.why)
     if miou.value is not None and ap.value is not None:
-        mean = Figure.of([(miou.value + ap.value) / 2])
+        both = [scores.changes_by_seed(backbone, DUAL, metric) for metric in HEADLINE.values()]
+        seeds = sorted(both[0].keys() & both[1].keys())
+        mean = Figure((miou.value + ap.value) / 2, compared=True, mark=miou.mark or ap.mark)
+        if seeds:
+            halves = [(both[0][seed] + both[1][seed]) / 2 for seed in seeds]
+            mean = Figure.comparison(of_differences(halves))
     counts = [
         scores.parameters(backbone, METHODS[0], "seg"),
         scores.parameters(backbone, METHODS[0], "det"),
@@ -111,64 +127,52 @@ def _dual(facts: Facts, backbone: str, setup: str, precision: str) -> DualChange
         miou,
         ap,
         mean,
-        _against_sum(*counts),
-        _against_sum(*times),
+        against_sum(*counts),
+        against_sum(*times),
         f"{setup}, {precision}",
     )
 
 
-def _against_sum(first: Figure, second: Figure, one: Figure) -> Figure:
-    """Percent by which one network differs from the sum of two."""
-    if first.value is None or second.value is None or one.value is None:
-        return Figure.missing(first.why or second.why or one.why)
-    marks = "; ".join(dict.fromkeys(f.mark for f in (first, second, one) if f.mark))
-    return Figure.of([100 * (one.value / (first.value + second.value) - 1)], mark=marks)
-
-
 def _latency(facts: Facts, backbone: str, graph: str, setup: str, precision: str) -> Figure:
     row = facts.timing(backbone, graph, setup, precision)
-    if row is None or row.verdict not in ("valid", "suspect"):
-        return Figure.missing("not timed" if row is None else f"{row.verdict}: {row.reason}")
-    if "latency_ms/p50" not in row.metrics:
-        return Figure.missing("the timing has no median latency")
-    mark = "" if row.verdict == "valid" else f"suspect: {row.reason}"
-    return Figure.of([row.metrics["latency_ms/p50"]], mark=mark)
+    return Figure.missing("not timed") if row is None else timed_figure(row, "latency_ms/p50")
 
 
-def _shown_timing(facts: Facts) -> tuple[str, str]:
-    """The setup and precision that most graphs were timed in; the full precision where even."""
-    counts = Counter(
-        (row.setup, row.precision)
-        for row in facts.rows.timings
-        if row.verdict in ("valid", "suspect")
-    )
-    if not counts:
-        return "", ""
-    return max(counts, key=lambda place: (counts[place], place[1] == "fp32", place))
+def _shown_timing(facts: Facts) -> TimingRow | None:
+    """One of the timings in the setup and precision that most graphs were timed in.
 
-
-def _deployments(facts: Facts, backbone: str, setup: str, precision: str) -> list[Deployment]:
-    """The deployments whose scores and times are both known.
-
-    A frozen encoder with two heads has the dual network's architecture, so its time is dual's;
-    heads with an encoder's biases of their own need the encoder twice.
+    Where even: of the tables' first family, in full precision, of the load that was published.
     """
-    time = {
-        graph: _latency(facts, backbone, graph, setup, precision)
-        for graph in ("seg", "det", "dual")
-    }
-    ways: list[tuple[str, Method, tuple[str, ...]]] = [
-        ("two baselines", METHODS[0], ("seg", "det")),
-        ("dual", DUAL, ("dual",)),
-        ("share-frozen, two heads", Method("share", "frozen"), ("dual",)),
-        ("share-bias pair", Method("share", "bias"), ("seg", "det")),
+    rows = [row for row in facts.rows.timings if row.has_figure and row.graph != COMPARISON]
+    if not rows:
+        return None
+    counts = Counter((row.setup, row.precision) for row in rows)
+    families = facts.families
+
+    def place(row: TimingRow) -> tuple[int, int, bool, bool, str, str]:
+        return (
+            counts[row.setup, row.precision],
+            -families.index(row.family),
+            row.precision == "fp32",
+            row.load == PUBLISHED_LOAD,
+            row.setup,
+            row.precision,
+        )
+
+    return max(rows, key=place)
+
+
+def _deployments(facts: Facts, shown: TimingRow) -> list[Option]:
+    found = options(
+        facts,
+        precision=shown.precision,
+        device=shown.device,
+        mode=shown.mode,
+        stat=f"p50-{shown.load}",
+    )
+    return [
+        option
+        for option in found
+        if option.board == shown.board
+        and None not in (option.latency.value, option.mIoU.value, option.mAP.value)
     ]
-    found = []
-    for name, method, graphs in ways:
-        miou = facts.scores.score(backbone, method, "mIoU").value
-        ap = facts.scores.score(backbone, method, "mAP").value
-        taken = [ms for ms in (time[graph].value for graph in graphs) if ms is not None]
-        if len(taken) == len(graphs) and miou is not None and ap is not None:
-            suspect = any(time[graph].mark for graph in graphs)
-            found.append(Deployment(backbone, name, len(graphs), sum(taken), miou, ap, suspect))
-    return found

@@ -1,4 +1,4 @@
-"""The report's tables as data: one `TableSpec` each, and what fills them from a study.
+"""The report's tables as data: one `TableSpec` each, and how they are filled from a study.
 
 To add a table, add an entry to `SPECS`. A column says where our number comes from and which
 published column stands beside it; nothing here looks at a published number to compute ours.
@@ -7,112 +7,51 @@ published column stands beside it; nothing here looks at a published number to c
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import replace
+from itertools import compress
 
+from jetson_agent.protocol import slug
 from sharedenc.errors import SharedencError
-from sharedenc.report.changes import METHODS, Figure, Method, Scores
-from sharedenc.report.collect import StudyRows, TimingRow
-from sharedenc.report.published import Published, published, published_backbones
+from sharedenc.report.changes import METHODS, Figure, Method, against_sum
+from sharedenc.report.collect import StudyRows
+from sharedenc.report.difference import difference
+from sharedenc.report.published import PUBLISHED_DATA, Published
+from sharedenc.report.published import published as numbers_of_reference
+from sharedenc.report.table_notes import (
+    PRINTED,
+    RECOMPUTED,
+    about_published,
+    about_seeds,
+    reasons,
+)
+from sharedenc.report.table_spec import (
+    COMPARABLE,
+    Column,
+    Compare,
+    Entry,
+    Facts,
+    RowKey,
+    Table,
+    TableRow,
+    TableSpec,
+)
+from sharedenc.report.timing_tables import (
+    ACCURACY_TABLE,
+    GRAPHS,
+    PUBLISHED_LOAD,
+    chosen_family,
+    latency_table,
+    sharing_table,
+    timing_table,
+)
 
-Compare = Literal["data", "architecture", "device"]
-Unit = Literal["fraction", "percent", "million", "ms", "qps"]
-Count = Callable[[str, str, int], int]
-
-# The reference study's precisions in our words: its INT8 ran a plain file with `trtexec --int8`.
-PUBLISHED_PRECISIONS = {"fp32": "fp32", "int8-unscaled": "int8"}
-# It computed Table 5.1 with heads of 3 classes, background counted.
+# The reference study computed Table 5.1 with heads of 3 classes, background counted.
 CLASSES_OF_5_1 = 3
-# The name that the reader gives to a folder with the image counts of the full COCO 2017.
-_PUBLISHED_DATA = "coco2017"
 IOU_STEPS = tuple(f"{0.5 + 0.05 * i:.2f}" for i in range(1, 10))
 SYNTHETIC_WARNING = (
     "Synthetic data: drawn shapes. These figures show that the machinery works; "
     "they are never a result."
 )
-
-
-@dataclass(frozen=True)
-class Facts:
-    """What columns draw from; ``count`` gives a graph's parameters for a number of classes."""
-
-    rows: StudyRows
-    scores: Scores
-    count: Count
-
-    def timing(self, backbone: str, graph: str, setup: str, precision: str) -> TimingRow | None:
-        """The timing of a graph in a setup, or None."""
-        for row in self.rows.timings:
-            if (row.backbone, row.graph, row.setup, row.precision) == (
-                backbone,
-                graph,
-                setup,
-                precision,
-            ):
-                return row
-        return None
-
-
-@dataclass(frozen=True, kw_only=True)
-class RowKey:
-    """One row: what it is called here, and the published row it is compared with."""
-
-    labels: tuple[str, ...]
-    published: tuple[str, ...]
-    backbone: str
-    method: Method = METHODS[0]
-    setup: str = ""
-    precision: str = ""
-
-
-@dataclass(frozen=True)
-class Column:
-    """One column; ``published`` names the published column, None where there is none."""
-
-    name: str
-    unit: Unit
-    published: str | None
-    ours: Callable[[Facts, RowKey], Figure]
-
-
-@dataclass(frozen=True, kw_only=True)
-class TableSpec:
-    """One table: ``compare`` says what must agree for the published numbers to stand beside."""
-
-    number: str
-    title: str
-    heads: tuple[str, ...]
-    columns: tuple[Column, ...]
-    rows: Callable[[Facts], list[RowKey]]
-    compare: Compare = "data"
-    reference: str = ""
-    note: str = ""
-
-
-@dataclass(frozen=True)
-class Entry:
-    """Ours and, where there is one, the published number."""
-
-    ours: Figure
-    published: float | None
-
-
-@dataclass(frozen=True)
-class TableRow:
-    """Labels and one entry per column."""
-
-    labels: tuple[str, ...]
-    entries: tuple[Entry, ...]
-
-
-@dataclass(frozen=True)
-class Table:
-    """A filled table. ``published_head`` says whether the numbers may be compared."""
-
-    spec: TableSpec
-    published_head: str
-    rows: tuple[TableRow, ...]
-    notes: tuple[str, ...]
 
 
 def is_synthetic(rows: StudyRows) -> bool:
@@ -125,64 +64,128 @@ def is_published_data(rows: StudyRows, numbers: Published) -> bool:
     from sharedenc.data.classes import VOC20
 
     assert numbers.class_list == VOC20.name
-    return rows.data == _PUBLISHED_DATA and rows.classes == VOC20.names
+    return rows.data == PUBLISHED_DATA and rows.classes == VOC20.names
 
 
-def build_tables(facts: Facts, specs: Sequence[TableSpec] | None = None) -> list[Table]:
-    """Fill every table of ``specs`` (all of `SPECS` when left out)."""
-    return [_build(spec, facts, published()) for spec in (SPECS if specs is None else specs)]
+def build_tables(
+    facts: Facts, specs: Sequence[TableSpec] | None = None, *, published: bool = False
+) -> list[Table]:
+    """Fill every table of ``specs`` (all of `SPECS` when left out).
+
+    Args:
+        published: ``facts`` are the published numbers: each table then has what they give when
+            computed again, beside what is printed. Tables that come out empty are left out.
+    """
+    chosen = all_specs(facts) if specs is None else specs
+    tables = [_build(spec, facts, numbers_of_reference(), published) for spec in chosen]
+    if not published:
+        return tables
+    return [_filled_part(table) for table in tables if any(_filled_columns(table))]
 
 
-def _build(spec: TableSpec, facts: Facts, numbers: Published) -> Table:
+def _filled_columns(table: Table) -> list[bool]:
+    """Per column whether it has a number of ours."""
+    return [
+        any(row.entries[at].ours.value is not None for row in table.rows)
+        for at in range(len(table.spec.columns))
+    ]
+
+
+def _filled_part(table: Table) -> Table:
+    """A table without the columns that nothing was printed for."""
+    filled = _filled_columns(table)
+    columns = tuple(compress(table.spec.columns, filled))
+    rows = tuple(replace(row, entries=tuple(compress(row.entries, filled))) for row in table.rows)
+    return replace(table, spec=replace(table.spec, columns=columns), rows=rows)
+
+
+def all_specs(facts: Facts) -> list[TableSpec]:
+    """`SPECS`, and the tables of what else was timed: other precisions, other families."""
+    found = list(SPECS)
+    numbers = {"fp32": "4.16", "int8-unscaled": "4.17"}
+    for at, family in enumerate(facts.families):
+        end = f"-{slug(family)}" if at else ""
+        for precision in facts.precisions(family):
+            if at or precision not in numbers:
+                number = numbers.get(precision, f"4.17-{precision}")
+                found.append(latency_table(f"{number}{end}", precision, family))
+        if at:
+            found.append(timing_table(f"A.2{end}", family))
+            found.append(sharing_table(f"S.1{end}", family))
+    return found
+
+
+def _build(spec: TableSpec, facts: Facts, numbers: Published, printed: bool) -> Table:
     reference = numbers.tables.get(spec.reference or spec.number)
-    rows = []
+    head = published_head(spec.compare, facts.rows, numbers, chosen_family(facts, spec.family))
+    head = PRINTED if printed else head
+    rows: list[TableRow] = []
+    missing: list[str] = []
     notes = [spec.note] if spec.note else []
     for key in spec.rows(facts):
         entries = []
         for column in spec.columns:
-            beside = None
-            if reference is not None and column.published is not None and key.published:
-                beside = reference.value(key.published, column.published)
-            entries.append(Entry(column.ours(facts, key), beside))
+            ours, best = column.ours(facts, key), spec.best and _is_best(facts, key, column.metric)
+            if not head or reference is None or column.published is None:
+                entries.append(Entry(ours, None, best))
+                continue
+            beside = reference.value(key.published, column.published)
+            decimals = reference.decimals[column.published]
+            apart = difference(ours, beside, decimals) if head in COMPARABLE else None
+            entries.append(Entry(ours, beside, best, apart, decimals))
         rows.append(TableRow(key.labels, tuple(entries)))
-        notes.extend(_reasons(key, spec.columns, entries))
-    return Table(spec, published_head(spec.compare, facts.rows, numbers), tuple(rows), tuple(notes))
+        missing.extend(reasons(key, spec.columns, entries))
+    seeds = _common_seeds(spec, rows)
+    notes.extend([] if printed else about_seeds(rows, seeds, spec.best))
+    notes.extend(about_published(spec, rows, head))
+    notes.extend(missing)
+    return Table(spec, head, tuple(rows), tuple(notes), seeds, RECOMPUTED if printed else "ours")
 
 
-def published_head(compare: Compare, rows: StudyRows, numbers: Published) -> str:
-    """Column head of the published numbers: comparable, or a reference on something else."""
+def _is_best(facts: Facts, key: RowKey, metric: str) -> bool:
+    leader = facts.scores.leader(key.backbone, metric) if metric else None
+    return leader is not None and leader.method == key.method and leader.clear
+
+
+def _common_seeds(spec: TableSpec, rows: Sequence[TableRow]) -> int:
+    """The number of seeds of every score and change, 0 where they differ."""
+    counts = {
+        entry.ours.runs
+        for row in rows
+        for column, entry in zip(spec.columns, row.entries, strict=True)
+        if entry.ours.value is not None and (column.metric or entry.ours.compared)
+    }
+    return counts.pop() if len(counts) == 1 else 0
+
+
+def published_head(
+    compare: Compare, rows: StudyRows, numbers: Published, family: str | None = None
+) -> str:
+    """Column head of the published numbers: comparable, or a reference on something else.
+
+    Empty where they are left out: scores beside those of drawn shapes.
+    """
     if compare == "architecture":
         return "published"
+    if compare == "data" and is_synthetic(rows):
+        return ""
     if compare == "data":
         return "published" if is_published_data(rows, numbers) else "reference (other data)"
-    same = bool(rows.timings) and all(
-        row.backend == "tensorrt" and row.load == "stream" and "orin" in row.device.lower()
-        for row in rows.timings
+    timed = [row for row in rows.timings if family in (None, row.family) and row.graph in GRAPHS]
+    # Where both loads were timed, the published numbers stand beside theirs alone.
+    beside = [row for row in timed if row.load == PUBLISHED_LOAD] or timed
+    same = bool(beside) and all(
+        row.backend == "tensorrt" and row.load == PUBLISHED_LOAD and "orin" in row.device.lower()
+        for row in beside
     )
     return "published" if same else "reference (other device or load)"
-
-
-def _reasons(key: RowKey, columns: Sequence[Column], entries: Sequence[Entry]) -> list[str]:
-    """Why numbers are missing or doubtful, where the cell itself does not say it all."""
-    where: dict[str, list[str]] = {}
-    for column, entry in zip(columns, entries, strict=True):
-        text = entry.ours.mark or entry.ours.why
-        if text != entry.ours.short:
-            where.setdefault(text, []).append(column.name)
-    name = " ".join(key.labels)
-    return [f"{name}, {', '.join(heads)}: {text}" for text, heads in where.items()]
-
-
-def _backbones(facts: Facts) -> list[str]:
-    """The published backbones in their order, then the study's others."""
-    return list(dict.fromkeys([*published_backbones(), *facts.scores.backbones]))
 
 
 def _backbone_rows(method: Method) -> Callable[[Facts], list[RowKey]]:
     def rows(facts: Facts) -> list[RowKey]:
         return [
             RowKey(labels=(name,), published=(name,), backbone=name, method=method)
-            for name in _backbones(facts)
+            for name in facts.backbones
         ]
 
     return rows
@@ -196,53 +199,9 @@ def _method_rows(facts: Facts) -> list[RowKey]:
             backbone=name,
             method=method,
         )
-        for name in _backbones(facts)
+        for name in facts.backbones
         for method in facts.scores.methods
     ]
-
-
-def _timing_rows(facts: Facts) -> list[RowKey]:
-    """Per setup what was timed in it; the first also has the published precisions not timed yet."""
-    timed = {(row.setup, row.backbone, row.precision) for row in facts.rows.timings}
-    setups = list(dict.fromkeys(row.setup for row in facts.rows.timings)) or [""]
-    untimed = [p for p in PUBLISHED_PRECISIONS if p not in {precision for _, _, precision in timed}]
-    keys = []
-    for setup in setups:
-        here = {precision for where, _, precision in timed if where == setup}
-        shown = [
-            p for p in PUBLISHED_PRECISIONS if p in here or (p in untimed and setup == setups[0])
-        ]
-        others = sorted(here - set(shown))
-        keys += [
-            RowKey(
-                labels=(name, precision, setup or "nothing yet"),
-                published=(name, PUBLISHED_PRECISIONS[precision]) if precision in shown else (),
-                backbone=name,
-                setup=setup,
-                precision=precision,
-            )
-            for name in _backbones(facts)
-            for precision in (*shown, *others)
-            if precision in shown or (setup, name, precision) in timed
-        ]
-    return keys
-
-
-def _latency_rows(precision: str) -> Callable[[Facts], list[RowKey]]:
-    def rows(facts: Facts) -> list[RowKey]:
-        return [
-            RowKey(
-                labels=(key.backbone, key.labels[2]),
-                published=(key.backbone,) if key.published else (),
-                backbone=key.backbone,
-                setup=key.setup,
-                precision=precision,
-            )
-            for key in _timing_rows(facts)
-            if key.precision == precision
-        ]
-
-    return rows
 
 
 def _score(metric: str) -> Column:
@@ -251,6 +210,7 @@ def _score(metric: str) -> Column:
         "fraction",
         metric,
         lambda facts, key: facts.scores.score(key.backbone, key.method, metric),
+        metric,
     )
 
 
@@ -306,45 +266,16 @@ def _saved(parts: tuple[Column, Column, Column]) -> Column:
 
     def ours(facts: Facts, key: RowKey) -> Figure:
         det, seg, dual = (part.ours(facts, key) for part in parts)
-        for figure in (det, seg, dual):
-            if figure.value is None:
-                return Figure.missing(figure.why)
-        assert det.value is not None
-        assert seg.value is not None
-        assert dual.value is not None
-        return Figure.of([100 * (dual.value / (det.value + seg.value) - 1)])
+        return against_sum(det, seg, dual)
 
     return Column("dual against two networks", "percent", None, ours)
 
 
-def _timing(graph: str, what: Literal["throughput", "latency"], name: str = "") -> Column:
-    metric = "throughput_qps" if what == "throughput" else "latency_ms/p50"
-
-    def ours(facts: Facts, key: RowKey) -> Figure:
-        row = facts.timing(key.backbone, graph, key.setup, key.precision)
-        if row is None:
-            if (key.backbone, graph) not in facts.rows.registered:
-                return Figure.missing("not exported")
-            return Figure.missing("not timed yet")
-        because = f"{row.verdict}: {row.reason}" if row.reason else row.verdict
-        if row.verdict not in ("valid", "suspect") or metric not in row.metrics:
-            return Figure.missing(because)
-        return Figure.of([row.metrics[metric]], mark="" if row.verdict == "valid" else because)
-
-    unit: Unit = "qps" if what == "throughput" else "ms"
-    return Column(name or f"{graph} {what}", unit, name or f"{graph}_{what}", ours)
-
-
-_GRAPHS = ("encoder", "seg", "det", "dual")
 _SEG = (_score("mIoU"), _change("mIoU"), _score("pixel_acc"), _change("pixel_acc"))
 _DET = (_score("mAP"), _change("mAP"), _score("mAP50"), _change("mAP50"))
 # Table 5.1 has detection first.
 _COUNTED = {graph: _counted(graph) for graph in ("encoder", "det", "seg", "dual")}
 _TRAINED = {graph: _trained(graph) for graph in _COUNTED}
-_P50 = (
-    "Latency is the median (p50). The published timings are of the load stream "
-    "(two queries in flight); single is one query at a time."
-)
 
 
 def _scores(number: str, title: str, method: Method, columns: tuple[Column, ...]) -> TableSpec:
@@ -380,24 +311,8 @@ SPECS: tuple[TableSpec, ...] = (
     _scores("4.13", "Detection on the pretrained encoder, biases trained", METHODS[4], _DET),
     _scores("4.14", "Segmentation by the dual network", METHODS[5], _SEG),
     _scores("4.15", "Detection by the dual network", METHODS[5], _DET),
-    TableSpec(
-        number="4.16",
-        title="Latency in FP32",
-        heads=("backbone", "timed on"),
-        columns=tuple(_timing(graph, "latency", graph) for graph in _GRAPHS[1:]),
-        rows=_latency_rows("fp32"),
-        compare="device",
-        note=_P50,
-    ),
-    TableSpec(
-        number="4.17",
-        title="Latency in INT8 without scales",
-        heads=("backbone", "timed on"),
-        columns=tuple(_timing(graph, "latency", graph) for graph in _GRAPHS[1:]),
-        rows=_latency_rows("int8-unscaled"),
-        compare="device",
-        note=_P50,
-    ),
+    latency_table("4.16", "fp32"),
+    latency_table("4.17", "int8-unscaled"),
     TableSpec(
         number="5.1",
         title="Parameters, heads of 3 classes as in the published table",
@@ -412,7 +327,7 @@ SPECS: tuple[TableSpec, ...] = (
     ),
     TableSpec(
         number="5.1-ours",
-        title="Parameters as this study trained them",
+        title="Parameters with the heads that were trained",
         heads=("backbone",),
         columns=(
             *_TRAINED.values(),
@@ -433,20 +348,13 @@ SPECS: tuple[TableSpec, ...] = (
             *(_score(f"AP_{step}") for step in IOU_STEPS),
         ),
         rows=_method_rows,
+        best=True,
         note=(
             "A swap row holds two networks: mIoU is the segmentation head on the detector's "
             "encoder, mAP the detection head on the segmenter's."
         ),
     ),
-    TableSpec(
-        number="A.2",
-        title="Timings",
-        heads=("backbone", "precision", "timed on"),
-        columns=tuple(
-            _timing(graph, what) for graph in _GRAPHS for what in ("throughput", "latency")
-        ),
-        rows=_timing_rows,
-        compare="device",
-        note=_P50,
-    ),
+    timing_table("A.2"),
+    sharing_table("S.1"),
+    ACCURACY_TABLE,
 )

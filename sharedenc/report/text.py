@@ -2,59 +2,30 @@
 
 from __future__ import annotations
 
-import csv
-import io
+from collections.abc import Iterable, Mapping, Sequence
 
+from sharedenc.report.cells import cells, heads, number_cell
 from sharedenc.report.changes import Figure
 from sharedenc.report.collect import StudyRows
-from sharedenc.report.tables import SYNTHETIC_WARNING, Table, Unit, is_synthetic
+from sharedenc.report.published import published
+from sharedenc.report.table_spec import Column, Entry, Table, is_printed
+from sharedenc.report.tables import SYNTHETIC_WARNING, is_synthetic
+from sharedenc.report.writing import Value, csv_of, escaped, markdown_table, one_line
 
-_DIGITS: dict[Unit, str] = {
-    "fraction": "{:.4f}",
-    "percent": "{:+.2f} %",
-    "million": "{:.2f}",
-    "ms": "{:.3f}",
-    "qps": "{:.1f}",
-}
-_UNIT_HEADS: dict[Unit, str] = {
-    "fraction": "",
-    "percent": "",
-    "million": " (M)",
-    "ms": " (ms)",
-    "qps": " (1/s)",
-}
-
-
-def number_text(figure: Figure, unit: Unit) -> str:
-    """A number of ours as readers see it; a missing one is the start of its reason."""
-    if figure.value is None:
-        return figure.short
-    text = _DIGITS[unit].format(figure.value)
-    if figure.runs > 1 and figure.low is not None and figure.high is not None:
-        low, high = (
-            _DIGITS[unit].format(end).removesuffix(" %") for end in (figure.low, figure.high)
-        )
-        text += f" ({low} to {high}, {figure.runs} runs)"
-    return f"{text} [suspect]" if figure.mark else text
-
-
-def published_text(value: float | None, unit: Unit) -> str:
-    """A published number, in the same form as ours."""
-    return "" if value is None else _DIGITS[unit].format(value)
-
-
-def heads(table: Table) -> list[str]:
-    """Column heads with units; a published column follows ours where there is one."""
-    found = list(table.spec.heads)
-    for column in table.spec.columns:
-        found.append(f"{column.name}{_UNIT_HEADS[column.unit]} ours")
-        if column.published is not None:
-            found.append(f"{column.name} {table.published_head}")
-    return found
+REASONS = "missing or doubtful"
+STAMP_HEADS = ("study", "data set", "data digest", "synthetic")
+# Whether two sides can be told apart, in a CSV.
+APART: Mapping[bool | None, str | None] = {True: "yes", False: "no", None: None}
 
 
 def stamp(rows: StudyRows) -> str:
     """One line that says what the numbers were measured on; it stands on everything written."""
+    if is_printed(rows):
+        numbers = published()
+        return (
+            f"The published numbers of {numbers.source}; data set {numbers.data}, class list "
+            f"{numbers.class_list}; timings on {numbers.device}."
+        )
     line = (
         f"Study {rows.study}; data set {rows.data} ({len(rows.classes)} classes and background), "
         f"digest {rows.data_digest}."
@@ -64,56 +35,99 @@ def stamp(rows: StudyRows) -> str:
 
 def markdown(table: Table, rows: StudyRows) -> str:
     """A table as Markdown, with its stamp and the reasons for what is missing."""
-    lines = [f"## Table {table.spec.number}: {table.spec.title}", "", stamp(rows), ""]
-    lines.append("| " + " | ".join(heads(table)) + " |")
-    numbers = len(heads(table)) - len(table.spec.heads)
-    lines.append("|" + " --- |" * len(table.spec.heads) + " ---: |" * numbers)
-    for row in table.rows:
-        cells = list(row.labels)
-        for column, entry in zip(table.spec.columns, row.entries, strict=True):
-            cells.append(number_text(entry.ours, column.unit))
-            if column.published is not None:
-                cells.append(published_text(entry.published, column.unit))
-        lines.append("| " + " | ".join(_flat(cell).replace("|", "\\|") for cell in cells) + " |")
-    if table.notes:
-        lines += ["", *(f"- {_flat(note)}" for note in table.notes)]
+    top = heads(table)
+    return titled_table(
+        f"Table {table.spec.number}: {table.spec.title}",
+        rows,
+        [head.text for head in top],
+        [[(cell.text, cell.strong) for cell in cells(table, row)] for row in table.rows],
+        table.notes,
+        labels=len(table.spec.heads),
+    )
+
+
+def titled_table(
+    title: str,
+    rows: StudyRows,
+    names: Sequence[str],
+    body: Iterable[Iterable[tuple[str, bool]]],
+    notes: Sequence[str],
+    *,
+    labels: int,
+) -> str:
+    """A table as Markdown below its title and stamp, with its notes; nothing is escaped yet.
+
+    Args:
+        names: Heads, of which the first ``labels`` are of labels and the others of numbers.
+        body: Per cell its text, and whether it is bold.
+    """
+    lines = [
+        *(f"## {escaped(title)}", "", escaped(stamp(rows)), ""),
+        *markdown_table(
+            [escaped(name) for name in names],
+            [
+                [f"**{escaped(text)}**" if bold else escaped(text) for text, bold in line]
+                for line in body
+            ],
+            numbers=range(labels, len(names)),
+        ),
+    ]
+    if notes:
+        lines += ["", *(f"- {escaped(note)}" for note in notes)]
     return "\n".join(lines) + "\n"
 
 
 def csv_text(table: Table, rows: StudyRows) -> str:
-    """A table as CSV: full precision, range and runs where there are several, reasons, stamp."""
-    columns = table.spec.columns
+    """A table as CSV: full precision, reasons, stamp.
+
+    Where several seeds ran, deviation, interval and number of seeds too, and of comparisons
+    whether their sides can be told apart.
+    """
     several = any(entry.ours.runs > 1 for row in table.rows for entry in row.entries)
-    head = list(table.spec.heads)
-    for column in columns:
-        name = f"{column.name} [{column.unit}]"
-        head.append(f"{name} ours")
-        if several:
-            head += [f"{name} lowest", f"{name} highest", f"{name} runs"]
-        if column.published is not None:
-            head.append(f"{name} {table.published_head}")
-    head += ["missing or doubtful", "study", "data set", "data digest", "synthetic"]
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(head)
+    names = [name for column in table.spec.columns for name in _names(table, column, several)]
+    lines: list[list[Value]] = [[*table.spec.heads, *names, REASONS, *STAMP_HEADS]]
     for row in table.rows:
-        line: list[str | float | int | None] = list(row.labels)
+        line: list[Value] = list(row.labels)
         reasons = []
-        for column, entry in zip(columns, row.entries, strict=True):
-            ours = entry.ours
-            line.append(ours.value)
-            if several:
-                line += [ours.low, ours.high, ours.runs]
-            if column.published is not None:
-                line.append(entry.published)
-            if ours.why or ours.mark:
-                reasons.append(f"{column.name}: {_flat(ours.why or ours.mark)}")
-        line += ["; ".join(reasons), rows.study, rows.data, rows.data_digest]
-        line.append("never a result" if is_synthetic(rows) else "no")
-        writer.writerow(line)
-    return buffer.getvalue()
+        for column, entry in zip(table.spec.columns, row.entries, strict=True):
+            line += _values(table, column, entry, several)
+            why = number_cell(entry.ours, column.unit).title if entry.ours.value is None else ""
+            if why or entry.ours.mark:
+                reasons.append(f"{column.name}: {one_line(why or entry.ours.mark)}")
+        lines.append([*line, "; ".join(reasons), *stamp_values(rows)])
+    return csv_of(lines)
 
 
-def _flat(text: str) -> str:
-    """One line of text."""
-    return " ".join(text.split())
+def stamp_values(rows: StudyRows) -> list[str]:
+    """What a CSV says in each row of where its numbers come from, below `STAMP_HEADS`."""
+    synthetic = "never a result" if is_synthetic(rows) else "no"
+    return [rows.study, rows.data, rows.data_digest, synthetic]
+
+
+def _names(table: Table, column: Column, several: bool) -> list[str]:
+    """Heads of what `_values` gives."""
+    name = f"{column.name} [{column.unit}]"
+    found = [f"{name} {table.ours_head}"]
+    if several:
+        found += [f"{name} {what}" for what in ("sd", "95% low", "95% high", "seeds", "apart")]
+    if table.shows_published(column):
+        found.append(f"{name} {table.published_head}")
+    if table.shows_difference(column):
+        found.append(f"{name} difference")
+        if several:
+            found += [f"{name} difference {what}" for what in ("95% low", "95% high", "apart")]
+    return found
+
+
+def _values(table: Table, column: Column, entry: Entry, several: bool) -> list[Value]:
+    ours, beside = entry.ours, entry.difference or Figure()
+    found: list[Value] = [ours.value]
+    if several:
+        found += [ours.sd, ours.low, ours.high, ours.runs, APART[ours.apart]]
+    if table.shows_published(column):
+        found.append(entry.published)
+    if table.shows_difference(column):
+        found.append(beside.value)
+        if several:
+            found += [beside.low, beside.high, APART[beside.apart]]
+    return found

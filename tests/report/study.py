@@ -8,6 +8,7 @@ from typing import Any
 
 from sharedenc.data.classes import VOC20
 from sharedenc.report.collect import RunData, VersionData
+from sharedenc.report.table_spec import ENCODER_BIASES
 
 BACKBONES = ("resnet18", "mobilenet_v3_large", "efficientnet_v2_s", "densenet121")
 METHODS = (
@@ -28,6 +29,19 @@ FACTORS = {
     "share-frozen": 0.75,
     "share-bias": 0.95,
     "dual": 1.1,
+}
+
+
+# What each graph of a study is exported from.
+CELL_OF = {"encoder": "dual", "seg": "baseline/seg", "det": "baseline/det", "dual": "dual"}
+# End of the architecture's name of each exported file.
+FILES = {"model.onnx": "", "model.int8-trt.onnx": " trt", "model.int8-cpu.onnx": " cpu"}
+ACCURACY = {
+    "images": 8,
+    "split": "test",
+    "float": {"mIoU": 0.5, "mAP": 0.25},
+    "int8-trt": {"mIoU": 0.49, "mAP": 0.22},
+    "int8-cpu": {"mIoU": 0.495},
 }
 
 
@@ -86,7 +100,7 @@ def run(
         total = {"seg": 11e6, "det": 12e6, "": 12.5e6}[task]
         metrics |= {"params/total": total, "params/encoder": 10e6, "score": 0.25}
     return RunData(
-        run_id=f"{cell} {seed} {lr} {end_ms}",
+        run_id=f"{cell} {seed} {lr} {end_ms} {sorted((recipe or {}).items())}",
         name=cell,
         tags={f"sharedenc.{name}": value for name, value in tags.items()},
         params={"seed": str(seed), "lr": str(lr), **(recipe or {"recipe.epochs": "1"})},
@@ -116,7 +130,12 @@ def versions() -> list[VersionData]:
                 "sharedenc.study": "written",
                 "sharedenc.backbone": backbone,
                 "sharedenc.graph": graph,
+                "sharedenc.cell": f"{backbone}/{CELL_OF[graph]}",
                 "sharedenc.architecture": f"{backbone} {graph}",
+                "sharedenc.architectures": json.dumps(
+                    {name: f"{backbone} {graph}{end}" for name, end in FILES.items()}
+                ),
+                "sharedenc.accuracy": json.dumps(ACCURACY if graph == "dual" else {}),
             },
         )
         for backbone in BACKBONES
@@ -135,8 +154,11 @@ def bench(
     precision: str = "fp32",
     backend: str = "onnxruntime",
     end_ms: int = 1000,
+    runtime: str = "",
+    stale: str = "",
+    **metrics: float,
 ) -> RunData:
-    """One bench run."""
+    """One bench run; ``metrics`` come beside latency and throughput."""
     tags = {
         "kind": "bench",
         "architecture": architecture,
@@ -147,11 +169,13 @@ def bench(
         "verdict": verdict,
         "reasons": reasons,
         "device": device,
+        "runtime": runtime,
+        **({"stale": stale} if stale else {}),
     }
     return RunData(
         run_id=f"bench {architecture} {end_ms}",
         tags={f"sharedenc.{name}": value for name, value in tags.items()},
-        metrics={"latency_ms/p50": latency_ms, "throughput_qps": 1000 / latency_ms},
+        metrics={"latency_ms/p50": latency_ms, "throughput_qps": 1000 / latency_ms, **metrics},
         start_ms=end_ms,
         end_ms=end_ms,
     )
@@ -165,4 +189,6 @@ def benches() -> list[RunData]:
 
 def count(backbone: str, graph: str, num_classes: int) -> int:
     """Stands for the package's parameter counter."""
+    if graph == ENCODER_BIASES:
+        return 5_000
     return {"encoder": 10, "det": 12, "seg": 11, "dual": 13}[graph] * 1_000_000 + num_classes

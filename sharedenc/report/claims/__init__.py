@@ -1,0 +1,1 @@
+"""The claims of the reference study and the checks that test them."""

@@ -1,0 +1,1 @@
+"""The figures, one module each: a table first, then drawn from it."""
