@@ -8,7 +8,7 @@ CONSTRAINTS := infra/constraints-ci.txt
 export OMP_NUM_THREADS ?= 1
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
 
-.PHONY: setup sweep test test-slow check format ui ci ci-packages clean
+.PHONY: setup sweep test test-slow bench check format ui ci ci-packages clean
 
 setup: $(STAMP)
 
@@ -16,6 +16,9 @@ $(STAMP): pyproject.toml $(CONSTRAINTS)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --constraint $(CONSTRAINTS) torch torchvision
 	$(BIN)/pip install --quiet --constraint $(CONSTRAINTS) --editable '.[dev]'
+	# For types alone: they require all of TensorRT, and five of their signatures are no Python.
+	$(BIN)/pip install --quiet --constraint $(CONSTRAINTS) --no-deps --upgrade --target $(VENV)/stubs tensorrt-stubs
+	sed -i -e 's/, in: /, in_: /' -e 's/channel_axis: int)/channel_axis: int = ...)/' $(VENV)/stubs/tensorrt_bindings/tensorrt.pyi
 	touch $(STAMP)
 
 sweep: $(STAMP)  ## the main job on embedded defaults
@@ -25,7 +28,13 @@ test: $(STAMP)  ## the fast suite
 	$(PYTEST) -m "not slow and not gpu and not jetson"
 
 test-slow: $(STAMP)  ## what takes minutes
-	$(PYTEST) -m "slow and not gpu and not jetson"
+	$(PYTEST) -m "slow and not alone and not gpu and not jetson"
+	# A process keeps how it last talked to a Ray: those that join one have a process of their own.
+	$(BIN)/python -m pytest -m alone tests/sweeps/test_launch_cluster.py
+	$(BIN)/python -m pytest -m alone --ignore tests/sweeps/test_launch_cluster.py
+
+bench: $(STAMP)  ## side-by-side ratios
+	$(BIN)/python -m benchmarks
 
 check: $(STAMP)
 	$(BIN)/ruff check .
@@ -42,8 +51,15 @@ ui: $(STAMP)
 # What CI runs: Debian packages that tests need, so that nothing skips, then everything.
 ci-packages:
 	command -v chromium >/dev/null || { apt-get update -qq && apt-get install -qq -y --no-install-recommends chromium chromium-driver >/dev/null; }
+	command -v systemd-analyze >/dev/null || { apt-get update -qq && apt-get install -qq -y --no-install-recommends systemd >/dev/null; }
+	# The report's LaTeX tables are compiled, with booktabs.
+	kpsewhich booktabs.sty >/dev/null 2>&1 || { apt-get update -qq && apt-get install -qq -y --no-install-recommends texlive-latex-recommended >/dev/null; }
+	# Only the programs: tests start a server of their own, so the package makes no cluster.
+	ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || { mkdir -p /etc/postgresql-common && echo 'create_main_cluster = false' >/etc/postgresql-common/createcluster.conf && apt-get update -qq && DEBIAN_FRONTEND=noninteractive UCF_FORCE_CONFFOLD=1 apt-get install -qq -y --no-install-recommends postgresql >/dev/null; }
 
 ci: ci-packages setup
+	# NVIDIA's parser and builder; where they do not install, their test says so and skips.
+	-$(BIN)/pip install --quiet --constraint $(CONSTRAINTS) --editable '.[rtx]'
 	$(MAKE) check
 	$(MAKE) test
 	$(MAKE) test-slow

@@ -17,7 +17,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from sharedenc.errors import TrackingError
@@ -26,15 +26,47 @@ from sharedenc.tracking import check_server
 START_S = 180.0
 """Longest wait for a server to come up; it takes about six seconds on a quiet machine."""
 JOIN_S, STOP_S = 60.0, 10.0
+REVIVE_S = 15.0
+"""Shortest time between two attempts to start a dead server again."""
 HOST = "127.0.0.1"
 
 
 @dataclass(frozen=True)
 class Server:
-    """A server that answers. ``pid`` leads its process group; None for one that is not ours."""
+    """A server that answers. ``pid`` leads its process group; None for one that is not ours.
+
+    ``root`` is a private server's runs folder.
+    """
 
     uri: str
     pid: int | None
+    root: Path | None = field(default=None, compare=False)
+    _tried: list[float] = field(default_factory=list, compare=False, repr=False)
+
+    def revive(self) -> bool:
+        """Start a private server that has died again, on its port; True when that was done.
+
+        Cheap enough for every beat of a driver. It does not wait until the server answers:
+        whoever talks to it tries again anyway.
+        """
+        if self.root is None or (self._tried and time.monotonic() - self._tried[-1] < REVIVE_S):
+            return False
+        pid = _known(self.root).get("pid")
+        if pid is not None and _is_mlflow(pid):
+            return False
+        self._tried.append(time.monotonic())
+        with _locked(self.root):
+            pid = _known(self.root).get("pid")
+            if pid is not None and _is_mlflow(pid):
+                return False
+            if pid is not None:
+                _clear_orphans(pid)
+            port = int(self.uri.rpartition(":")[2])
+            if not _is_free(port):
+                return False
+            pid = _spawn(self.root, port)
+            _write_state(self.root, pid, port)
+        return True
 
 
 @contextlib.contextmanager
@@ -62,7 +94,9 @@ def serve(root: Path, port: int | None = None) -> Iterator[Server]:
         raise TrackingError(f"the runs folder {root} cannot be made: {error}") from error
     with open(root / ".mlflow-users", "w") as users:
         with _locked(root):
-            server = _running(root) or _start(root, port)
+            # Others may still talk to one that has just died, and expect it back on its port.
+            last = _known(root).get("port")
+            server = _running(root) or _start(root, port, prefer=last)
             fcntl.flock(users, fcntl.LOCK_SH)
         try:
             yield server
@@ -97,20 +131,47 @@ def _log_file(root: Path) -> Path:
     return root / "mlflow-server.log"
 
 
+def _write_state(root: Path, pid: int, port: int) -> None:
+    """Name the server; a reader sees the old state or the new one."""
+    part = _state_file(root).with_suffix(".part")
+    part.write_text(json.dumps({"pid": pid, "port": port}))
+    os.replace(part, _state_file(root))
+
+
+def _known(root: Path) -> dict[str, int]:
+    """``pid`` and ``port`` of the server that the state file names; empty when it names none."""
+    try:
+        state = json.loads(_state_file(root).read_text())
+        return {"pid": int(state["pid"]), "port": int(state["port"])}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+
+
+def _clear_orphans(pid: int) -> None:
+    """End what a dead server left behind, so that its port is free again.
+
+    As long as no process has the number, those of its group are its own.
+    """
+    _reap(pid)
+    if not Path(f"/proc/{pid}").exists() and _group_lives(pid):
+        _end_group(pid)
+
+
 def _running(root: Path) -> Server | None:
     """Return the live server that ``root``'s state file names; clean up after a dead one."""
     path = _state_file(root)
-    try:
-        state = json.loads(path.read_text())
-        pid, port = int(state["pid"]), int(state["port"])
-    except (OSError, ValueError, KeyError, TypeError):
+    state = _known(root)
+    if not state:
         path.unlink(missing_ok=True)
         return None
+    pid, port = state["pid"], state["port"]
     if _is_mlflow(pid):
         with contextlib.suppress(TrackingError):
             _await_health(root, pid, port, JOIN_S)
-            return Server(f"http://{HOST}:{port}", pid)
+            return Server(f"http://{HOST}:{port}", pid, root)
         _end_group(pid)
+    else:
+        _clear_orphans(pid)
     path.unlink(missing_ok=True)
     return None
 
@@ -124,13 +185,14 @@ def _is_mlflow(pid: int) -> bool:
     return b"mlflow" in words and b"server" in words
 
 
-def _start(root: Path, port: int | None) -> Server:
+def _start(root: Path, port: int | None, *, prefer: int | None = None) -> Server:
     if port is not None and not _is_free(port):
         raise TrackingError(f"port {port} is in use. Give another --port, or none for a free one.")
     for attempt in range(3):
-        chosen = port or free_port()
+        again = prefer if prefer and attempt == 0 and _is_free(prefer) else None
+        chosen = port or again or free_port()
         pid = _spawn(root, chosen)
-        _state_file(root).write_text(json.dumps({"pid": pid, "port": chosen}))
+        _write_state(root, pid, chosen)
         try:
             _await_health(root, pid, chosen, START_S)
         except BaseException as error:
@@ -141,7 +203,7 @@ def _start(root: Path, port: int | None) -> Server:
             if lost_race and port is None and attempt < 2 and not _is_free(chosen):
                 continue
             raise
-        return Server(f"http://{HOST}:{chosen}", pid)
+        return Server(f"http://{HOST}:{chosen}", pid, root)
     raise AssertionError("the last attempt returns or raises")
 
 

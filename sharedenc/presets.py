@@ -17,9 +17,15 @@ class Preset:
     study: dict[str, Any] = field(default_factory=dict)
 
 
+DEFAULT_PRESET = "standard"
+
 PRESETS: dict[str, Preset] = {
+    "standard": Preset(
+        about="the reference study's recipe with its published learning rates (the default)",
+    ),
     "thesis": Preset(
-        about="the reference study's recipe: AdamW, plateau, early stopping, 320 px, batch 32",
+        about="the same recipe; learning rates are searched once per backbone, on its baselines",
+        study={"lr_search": "backbone"},
     ),
     "quick": Preset(
         about="a first look at your own data: 12 epochs, batch 16, patience scaled down",
@@ -29,6 +35,7 @@ PRESETS: dict[str, Preset] = {
             "plateau_patience": 3,
             "early_stop_patience": 6,
         },
+        study={"int8_images": 32, "accuracy_images": 500},
     ),
     "demo": Preset(
         about="the whole loop in minutes on two cores: synthetic pictures, one epoch",
@@ -45,6 +52,8 @@ PRESETS: dict[str, Preset] = {
             "search_epochs": 4,
             "search_rungs": [1, 2],
             "agent": True,
+            "int8_images": 16,
+            "accuracy_images": 16,
         },
     ),
 }

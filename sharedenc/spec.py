@@ -395,12 +395,18 @@ _AUGMENT_PREFIXES = ("crop_", "flip_", "jitter_", "blur_")
 LATER_FIELDS: dict[str, Any] = {}
 
 
+def _digest(content: Mapping[str, Any]) -> str:
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
 @dataclass(frozen=True, kw_only=True)
 class Trial:
     """One training of one cell: what its content key is made of.
 
     ``weights_digest`` is that of the initial encoder ("none" for random); ``parent_key`` is the
-    key of the trial that gave a swap its encoder; ``lr`` is AdamW's.
+    key of the trial that gave a swap its encoder, ``parent_compatible`` that trial's
+    `compatible_key` (not in the key); ``lr`` is AdamW's.
     """
 
     cell: Cell
@@ -411,6 +417,7 @@ class Trial:
     weights_digest: str
     numerics: Numerics
     parent_key: str | None = None
+    parent_compatible: str | None = None
     components: Mapping[str, int] = field(default_factory=lambda: dict(COMPONENTS))
 
     def __post_init__(self) -> None:
@@ -420,6 +427,8 @@ class Trial:
             raise SpecError(f"seed={self.seed} must be a whole number from 0 to 2**63 - 1")
         if (self.parent_key is None) != (self.cell.source is None):
             raise SpecError(f"{self.cell}: a parent key belongs to swap cells, and only to them")
+        if self.parent_compatible is not None and self.parent_key is None:
+            raise SpecError(f"{self.cell}: parent_compatible comes with a parent key")
 
     def content(self) -> dict[str, Any]:
         """Everything that decides the result, as plain JSON values."""
@@ -474,8 +483,21 @@ class Trial:
     @property
     def key(self) -> str:
         """SHA-256 of the canonical content, 64 hexadecimal digits."""
-        text = json.dumps(self.content(), sort_keys=True, separators=(",", ":"), allow_nan=False)
-        return hashlib.sha256(text.encode()).hexdigest()
+        return _digest(self.content())
+
+    @property
+    def compatible_key(self) -> str:
+        """The key without the numerics, the parent's likewise.
+
+        Two trials with one compatible key train the same thing on another machine: equal up to
+        rounding. A swap whose parent's compatible key is not known is compatible with its own
+        parent only.
+        """
+        content = self.content()
+        del content["numerics"]
+        if self.parent_compatible is not None:
+            content["parent"] = self.parent_compatible
+        return _digest(content)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values from which `from_dict` builds an equal trial."""
@@ -488,6 +510,7 @@ class Trial:
             "weights_digest": self.weights_digest,
             "numerics": asdict(self.numerics),
             "parent_key": self.parent_key,
+            "parent_compatible": self.parent_compatible,
             "components": dict(self.components),
         }
 
@@ -503,5 +526,6 @@ class Trial:
             weights_digest=values["weights_digest"],
             numerics=Numerics(**values["numerics"]),
             parent_key=values["parent_key"],
+            parent_compatible=values.get("parent_compatible"),
             components=dict(values["components"]),
         )

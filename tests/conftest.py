@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 if TYPE_CHECKING:
     from sharedenc.data.packed import PackedDataset
@@ -16,6 +17,12 @@ if TYPE_CHECKING:
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MPLBACKEND", "agg")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+
+# How long an example takes tells how busy the machine is, and nothing of the code.
+settings.register_profile(
+    "any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("any machine")
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
@@ -30,6 +37,7 @@ def _own_environment(
     base = tmp_path_factory.getbasetemp()
     monkeypatch.setenv("SHAREDENC_CACHE", str(base / "cache"))
     monkeypatch.setenv("JETSON_AGENT_STATE", str(base / "agent"))
+    monkeypatch.setenv("JETSON_AGENT_LOCK", str(base / "agent.lock"))
 
 
 @pytest.fixture(scope="session")
@@ -60,6 +68,16 @@ def tiny_pack(tiny_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 @pytest.fixture(scope="session")
 def mlflow_uri(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A real MLflow server on 127.0.0.1 for this test process."""
+    yield from _serve(tmp_path_factory)
+
+
+@pytest.fixture(scope="module")
+def own_mlflow_uri(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A server for one file's tests: an agent would time whatever others have registered."""
+    yield from _serve(tmp_path_factory)
+
+
+def _serve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     from sharedenc.mlflow_server import serve
 
     kept = os.environ.pop("MLFLOW_TRACKING_URI", None)

@@ -7,12 +7,16 @@ import re
 import shlex
 import subprocess
 import sys
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import click
 import pytest
 
 from jetson_agent.cli import cli as agent
+from jetson_agent.failures import ACTIONS
+from jetson_agent.journal import STATES
+from jetson_agent.protocol import PRECISIONS, VERDICTS
 from sharedenc.cli import main
 from sharedenc.spec import AUTO_NUMERICS
 
@@ -94,11 +98,39 @@ def test_documents_name_no_place_of_one_machine() -> None:
     assert not re.findall(r"/(?:home|work|root|tmp|Users)/|\.\./shared|pypi", _text())
 
 
+def test_the_layout_names_files_that_exist_and_every_module_of_the_agent() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    layout = text[text.index("## Layout") : text.index("## Imports")]
+    named = re.findall(r"(?<!\S)[\w*]+\.py(?![\w.])", layout)
+    folders = ("sharedenc", "sweeps", "jetson_agent", "benchmarks")
+    for name in named:
+        assert any(found for folder in folders for found in (ROOT / folder).rglob(name)), name
+    modules = {path.name for path in (ROOT / "jetson_agent").glob("[a-z]*.py")}
+    assert modules == {m for m in modules if any(fnmatchcase(m, name) for name in named)}
+
+
 def test_the_numerics_table_is_the_one_in_the_code() -> None:
     text = (ROOT / "docs" / "methods.md").read_text()
     for (backbone, kind), (precision, memory_format) in AUTO_NUMERICS.items():
         if backbone == "*":
             assert f"| `{kind}` | `{precision}` | `{memory_format}` |" in text
+
+
+def test_the_tables_of_the_agent_are_those_in_the_code() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    told: dict[str, tuple[str, int, str]] = {}
+    for kinds, tries, verdict in re.findall(
+        r"^\| (`[^|]+`) \| (\d) \|[^|]*\| `(\w+)` \|$", text, re.MULTILINE
+    ):
+        told |= {kind: (kind, int(tries), verdict) for kind in re.findall(r"`([\w-]+)`", kinds)}
+    assert told == {
+        kind: (kind, action.attempts, action.verdict) for kind, action in ACTIONS.items()
+    }
+    assert tuple(re.findall(r"^\| `([A-Z]+)` \|", text, re.MULTILINE)) == STATES
+    verdicts = text[text.index("| verdict | meaning |") : text.index("### Failures")]
+    assert tuple(re.findall(r"^\| `(\w+)` \|", verdicts, re.MULTILINE)) == VERDICTS
+    [precisions] = re.findall(r"^\| precision \| (.*) \|$", text, re.MULTILINE)
+    assert tuple(re.findall(r"`([\w-]+)`", precisions)) == PRECISIONS
 
 
 def test_every_open_question_has_one_answer() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -16,7 +17,7 @@ import pytest
 from sharedenc import mlflow_server
 from sharedenc.errors import TrackingError
 from sharedenc.mlflow_server import HOST, Server, free_port, serve
-from sharedenc.tracking import check_server
+from sharedenc.tracking import MlflowTracker, Patience, check_server
 
 JOIN_FROM_ELSEWHERE = """
 import sys
@@ -53,6 +54,35 @@ def test_the_last_user_of_a_private_server_stops_it(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="refused"):
         socket.create_connection((HOST, int(server.uri.rsplit(":", 1)[1])), timeout=5)
     assert (tmp_path / "mlflow.db").is_file()
+
+
+def test_a_killed_server_comes_back_on_its_port_with_what_it_knew(tmp_path: Path) -> None:
+    with serve(tmp_path) as server:
+        tracker = MlflowTracker(server.uri, patience=Patience(120.0, meanwhile=server.revive))
+        run = tracker.child("s", tracker.study("s", {}), "trial", {})
+        run.metrics({"score": 0.5}, 1)
+        assert not server.revive()
+        assert server.pid is not None
+        os.killpg(server.pid, signal.SIGKILL)
+        os.waitpid(server.pid, 0)
+        run.metrics({"score": 0.75}, 2)
+        assert tracker.history(run.run_id, "score") == [(1, 0.5), (2, 0.75)]
+        second = json.loads(state_of(tmp_path).read_text())
+        assert second["pid"] != server.pid
+        assert server.uri.endswith(f":{second['port']}")
+        # Whoever joins before it is missed starts it on that port too.
+        os.killpg(second["pid"], signal.SIGKILL)
+        os.waitpid(second["pid"], 0)
+        with serve(tmp_path) as joined:
+            assert joined.uri == server.uri
+            assert not server.revive()
+            second = json.loads(state_of(tmp_path).read_text())
+    assert not mlflow_server._group_lives(second["pid"])
+    assert not state_of(tmp_path).exists()
+
+
+def test_a_server_of_the_users_is_not_started_again() -> None:
+    assert not Server("http://127.0.0.1:1", None).revive()
 
 
 def test_a_port_in_use_is_told(tmp_path: Path) -> None:

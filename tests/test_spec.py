@@ -185,6 +185,29 @@ def test_a_swaps_key_follows_its_parents() -> None:
         replace(one, parent_key=None)
 
 
+def test_numerics_are_all_that_a_compatible_trial_may_differ_in() -> None:
+    gpu = resolve_numerics(Recipe(), "resnet18", "cuda", "2.15")
+    assert trial(numerics=gpu).key != trial().key
+    assert trial(numerics=gpu).compatible_key == trial().compatible_key
+    others = [change for change in CHANGES if "recipe" not in change]
+    others += [{"recipe": Recipe(epochs=3)}]
+    for change in others:
+        assert trial(**change).compatible_key != trial().compatible_key
+
+
+def test_a_swap_is_compatible_with_one_whose_parent_is() -> None:
+    name = "resnet18/swap-frozen/seg"
+    here = trial(name, parent_key="p" * 64, parent_compatible="c" * 64)
+    there = trial(name, parent_key="q" * 64, parent_compatible="c" * 64)
+    assert here.compatible_key == there.compatible_key
+    assert here.key == trial(name, parent_key="p" * 64).key != there.key
+    unknown = replace(there, parent_compatible=None)
+    assert unknown.compatible_key != there.compatible_key
+    assert Trial.from_dict(here.to_dict()) == here
+    with pytest.raises(SpecError, match="parent_compatible"):
+        trial(parent_compatible="c" * 64)
+
+
 def test_what_a_cell_does_not_use_is_not_in_its_key() -> None:
     assert trial(recipe=Recipe(nms_iou=0.4)).key == trial().key
     assert trial(recipe=Recipe(alpha=3.0)).key == trial().key

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterator
 from urllib.parse import quote
 
 import pytest
 from mlflow import MlflowClient
 from selenium import webdriver
-from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
 
 from sharedenc.spec import BACKBONES
 from sharedenc.tracking import MlflowTracker
 from sweeps.grid import full_grid
+from tests.browser import chromium
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -28,29 +27,8 @@ OPENER = "[role='gridcell'][col-id='attributes.`Run Name`'] button"
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chrome]:
-    options = webdriver.ChromeOptions()
-    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
-    assert chromium, "Chromium is not installed: apt-get install chromium chromium-driver"
-    assert driver, "chromedriver is not installed: apt-get install chromium-driver"
-    options.binary_location = chromium
-    profile = tmp_path_factory.mktemp("profile")
-    for argument in (
-        "--headless",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--disable-quic",
-        "--disable-dev-shm-usage",
-        "--no-first-run",
-        "--disable-background-networking",
-        "--disable-component-update",
-        "--disable-sync",
-        "--window-size=1800,2600",
-        f"--user-data-dir={profile}",
-    ):
-        options.add_argument(argument)
-    running = webdriver.Chrome(options=options, service=Service(driver))
-    yield running
-    running.quit()
+    with chromium(tmp_path_factory.mktemp("profile"), 1800, 2600) as running:
+        yield running
 
 
 def text_of(browser: webdriver.Chrome) -> str:

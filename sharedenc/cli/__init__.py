@@ -23,6 +23,22 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "export": ("sharedenc.cli.export", "export", "Export a finished run to ONNX and register it."),
     "predict": ("sharedenc.cli.predict", "predict", "Draw a network's boxes and masks."),
     "report": ("sharedenc.cli.report", "report", "Write a study's tables and page."),
+    "recommend": (
+        "sharedenc.cli.recommend",
+        "recommend",
+        "Say what to deploy on a board, and why.",
+    ),
+    "selftest": (
+        "sharedenc.cli.selftest",
+        "selftest",
+        "Prove on this machine's device that everything runs.",
+    ),
+    "prune": ("sharedenc.cli.prune", "prune", "Free what finished trials keep."),
+    "timings": (
+        "sharedenc.cli.timings",
+        "timings",
+        "List timings of boards, or bring them in.",
+    ),
     "ui": ("sharedenc.cli.ui", "ui", "Open a study in MLflow's UI."),
 }
 

@@ -18,7 +18,7 @@ import click
 from sharedenc.data.dataset import DataRules
 from sharedenc.errors import SpecError, check_choice
 from sharedenc.models import ENTRY_POINT_GROUP
-from sharedenc.presets import PRESETS
+from sharedenc.presets import DEFAULT_PRESET, PRESETS
 from sharedenc.spec import Recipe
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -62,7 +62,7 @@ def _setting_option(name: str, hint: Any) -> Callable[[F], F]:
 
 
 def recipe_settings(
-    options: Mapping[str, Any], *, default_preset: str = "thesis"
+    options: Mapping[str, Any], *, default_preset: str = DEFAULT_PRESET
 ) -> dict[str, Any]:
     """Return the recipe settings that preset, file and command line ask for, merged.
 
@@ -80,7 +80,7 @@ def recipe_settings(
     return settings | {name: value for name, value in given.items() if value is not None}
 
 
-def build_recipe(options: Mapping[str, Any], *, default_preset: str = "thesis") -> Recipe:
+def build_recipe(options: Mapping[str, Any], *, default_preset: str = DEFAULT_PRESET) -> Recipe:
     """Return the recipe of :func:`recipe_settings`, the rest being the defaults of Recipe."""
     settings = recipe_settings(options, default_preset=default_preset)
     return Recipe.from_dict(Recipe().to_dict() | settings)
@@ -128,6 +128,31 @@ def data_options(function: F) -> F:
         type=click.Path(exists=True, path_type=Path),
         help="COCO 2017 or VOC folder, data.yaml, or a folder that holds one.",
     )(function)
+
+
+def int8_options(function: F) -> F:
+    """Add ``--int8/--no-int8``, ``--int8-images`` and ``--accuracy-images``, None if not given."""
+    options = [
+        click.option(
+            "--int8/--no-int8",
+            default=None,
+            help="Also make INT8 files, and score all files on the test split [default: --int8 "
+            "where the data is at hand].",
+        ),
+        click.option(
+            "--int8-images",
+            type=click.IntRange(1),
+            help="Photos of the training split to calibrate with [default: 64, or the preset's].",
+        ),
+        click.option(
+            "--accuracy-images",
+            type=click.IntRange(1),
+            help="Photos of the test split to score on [default: all, or the preset's].",
+        ),
+    ]
+    for option in reversed(options):
+        function = option(function)
+    return function
 
 
 def data_rules(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+import signal
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -32,14 +34,40 @@ from sharedenc.spec import (
     installed_torch,
     resolve_numerics,
 )
+from sharedenc.training.interval import DEFAULT_INTERVAL, Interval
 
 if TYPE_CHECKING:
     from sharedenc.data.packed import PackedDataset
     from sharedenc.tracking import RunHandle, Tracker
     from sharedenc.training.job import EpochReport, OnEpoch, Outcome
 
-KEY, ATTEMPT = "sharedenc.key", "sharedenc.attempt"
+KEY, ATTEMPT, STATE = "sharedenc.key", "sharedenc.attempt", "sharedenc.state"
+SIGNALS = {signal.SIGINT: "SIGINT", signal.SIGTERM: "SIGTERM"}
 SHOWN = ("train/loss", "val/loss", "val/mAP", "val/mIoU")
+
+
+def checkpoint_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add ``--checkpoint-every`` and ``--storage``."""
+    for option in (
+        click.option(
+            "--storage",
+            help="Folder or address (s3://, gs://) for copies of what must survive this machine.",
+        ),
+        click.option(
+            "--checkpoint-every",
+            default=DEFAULT_INTERVAL,
+            show_default=True,
+            callback=_interval,
+            help="How often the state is saved: 90s, 10m, 1h, 100steps or 2epochs.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+def _interval(_ctx: click.Context, _option: click.Parameter, text: str) -> str:
+    Interval.parse(text)
+    return text
 
 
 @click.command()
@@ -56,6 +84,7 @@ SHOWN = ("train/loss", "val/loss", "val/mAP", "val/mIoU")
     "trained first.",
 )
 @click.option("--workers", type=click.IntRange(0), default=0, help="Loader processes [default: 0].")
+@checkpoint_options
 @click.option("--track/--no-track", default=True, help="Write to MLflow [default: yes].")
 @runs_option
 @plugin_option
@@ -65,7 +94,7 @@ def train(ctx: click.Context, /, cell: str, **options: Any) -> None:
     """Train one CELL, for example resnet18/baseline/seg, resnet18/swap-bias/det, resnet18/dual.
 
     Runs through the same code as a sweep, without Ray. Started again after an interruption, it
-    goes on from the last whole epoch.
+    goes on from the last saved state; Ctrl-C and SIGTERM save first.
     """
     plugins = load_plugins(options["plugins"])
     wanted = Cell.parse(cell)
@@ -92,6 +121,8 @@ def train(ctx: click.Context, /, cell: str, **options: Any) -> None:
         workers=options["workers"],
         plugins=plugins,
         root=runs_root(options["runs_dir"]),
+        storage=options["storage"],
+        checkpoint_every=options["checkpoint_every"],
     )
     with _tracker(session.root, track=options["track"]) as tracker:
         if wanted.source is not None and parent is None:
@@ -137,6 +168,8 @@ class Session:
     workers: int
     plugins: tuple[str, ...]
     root: Path
+    storage: str | None
+    checkpoint_every: str
 
     @property
     def study(self) -> str:
@@ -167,15 +200,17 @@ class Session:
 
     def source(self, tracker: Tracker, cell: Cell, ctx: click.Context) -> tuple[Path, str]:
         """Return a swap's source checkpoint and key; trained now unless it lies there already."""
-        from sharedenc.training.checkpoint import BEST, RESUME
+        from sharedenc.training.keeper import finished_best
 
         trial = self.trial(cell, None)
         folder = self.work_dir(trial)
-        finished = (folder / "result.json").exists() and not (folder / RESUME).exists()
-        if not finished:
+        best = finished_best(folder, trial.key)
+        if best is None:
             _, outcome = self.run(tracker, trial, None)
             _finish(ctx, outcome)
-        return folder / BEST, trial.key
+            assert outcome.result is not None, "a trial that is done has a result"
+            best = Path(outcome.result.checkpoint)
+        return best, trial.key
 
     def run(self, tracker: Tracker, trial: Trial, parent: Path | None) -> tuple[str, Outcome]:
         """Train one trial as a run of its own; returns the run's id."""
@@ -193,20 +228,22 @@ class Session:
             device=trial.numerics.device,
             workers=self.workers,
             plugins=self.plugins,
+            storage=self.storage,
+            checkpoint_every=self.checkpoint_every,
         )
-        with _progress(cell, self.recipe.epochs) as on_epoch:
-            outcome = run_and_record(job, run, on_epoch)
+        with stop_by_signal() as stop, _progress(cell, self.recipe.epochs) as on_epoch:
+            outcome = run_and_record(replace(job, stop=stop), run, on_epoch)
         tracker.resume(parent_run).end("done")
         return run.run_id, outcome
 
     def _open_run(self, tracker: Tracker, parent_run: str, trial: Trial) -> RunHandle:
         """The run of an interrupted training of this trial, else a new one."""
-        from sharedenc.training.checkpoint import RESUME
         from sharedenc.training.job import trial_tags
+        from sharedenc.training.keeper import has_state
 
-        if (self.work_dir(trial) / RESUME).exists():
+        if self.storage is not None or has_state(self.work_dir(trial)):
             runs = [r for r in tracker.runs(self.study) if r.tags.get(KEY) == trial.key]
-            if runs:
+            if runs and runs[-1].tags.get(STATE) != "done":
                 attempt = int(runs[-1].tags.get(ATTEMPT, "1")) + 1
                 run = tracker.resume(runs[-1].run_id)
                 run.tags({ATTEMPT: attempt})
@@ -252,8 +289,35 @@ def _kind() -> Any:
     return "cpu" if kind == "cuda" and not torch.cuda.is_available() else kind
 
 
+@contextlib.contextmanager
+def stop_by_signal() -> Iterator[Callable[[], str]]:
+    """Give what a trial asks before each step: the name of a signal that came, or nothing.
+
+    The first Ctrl-C or SIGTERM lets the trial save; a second one ends it at once. Handlers are put
+    back at the end.
+    """
+    came: list[str] = []
+
+    def note(number: int, _frame: FrameType | None) -> None:
+        if came:
+            raise KeyboardInterrupt
+        came.append(SIGNALS[signal.Signals(number)])
+        click.echo(f"{came[0]}: saving; once more to stop at once.", err=True)
+
+    before = {number: signal.signal(number, note) for number in SIGNALS}
+    try:
+        yield lambda: came[0] if came else ""
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 def _finish(ctx: click.Context, outcome: Outcome) -> None:
-    """End the command when a trial failed, with its reason and the exit code of its error."""
+    """End the command when a trial did not end by itself, with its reason and exit code."""
+    if outcome.state == "stopped":
+        click.echo("Stopped and saved: the same command goes on from here.", err=True)
+        numbers = {name: int(number) for number, name in SIGNALS.items()}
+        ctx.exit(128 + numbers[outcome.reason or "SIGINT"])
     if outcome.state == "failed":
         # Status 1 is what none of our own errors has: a bug, whose place is worth showing.
         if outcome.kind == "code" and outcome.exit_code == 1 and outcome.traceback:

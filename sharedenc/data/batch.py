@@ -89,11 +89,18 @@ def normalise(images: Tensor, *, memory_format: str = "contiguous") -> Tensor:
 
 
 def train_batches(
-    split: PackedSplit, recipe: Recipe, *, seed: int, epoch: int, workers: int = 0
+    split: PackedSplit,
+    recipe: Recipe,
+    *,
+    seed: int,
+    epoch: int,
+    workers: int = 0,
+    skip: int = 0,
 ) -> Iterator[Batch]:
     """One epoch in an order of its own, augmented; the same for any number of ``workers``.
 
-    A last batch of one picture is dropped: batch norm on a 1x1 map has nothing to average over.
+    The first ``skip`` batches are left out without being read. A last batch of one picture is
+    dropped: batch norm on a 1x1 map has nothing to average over.
 
     Raises:
         DataError: the split has no picture, or one only.
@@ -105,7 +112,7 @@ def train_batches(
     if not batches:
         raise DataError(f"the training split has {len(split)} image(s); a batch needs at least 2")
     samples = _TrainSamples(split, train_transform(recipe), seed, epoch)
-    return _load(samples, batches, workers)
+    return _load(samples, batches[skip:], workers)
 
 
 def eval_batches(

@@ -119,19 +119,29 @@ def grid(images: Sequence[Pixels], columns: int | None = None, *, gap: int = 4) 
     Raises:
         ValueError: there is no picture.
     """
+    places = grid_places(images, columns, gap=gap)
+    right = max(left for left, _ in places) + max(image.shape[1] for image in images) + gap
+    bottom = max(top for _, top in places) + max(image.shape[0] for image in images) + gap
+    sheet = np.full((bottom, right, 3), BACKGROUND, np.uint8)
+    for (left, top), image in zip(places, images, strict=True):
+        sheet[top : top + image.shape[0], left : left + image.shape[1]] = image
+    return sheet
+
+
+def grid_places(
+    images: Sequence[Pixels], columns: int | None = None, *, gap: int = 4
+) -> list[tuple[int, int]]:
+    """Left and top of each picture on the sheet that `grid` makes of them."""
     if not images:
         raise ValueError("a grid needs at least one picture")
     columns = columns or int(np.ceil(np.sqrt(len(images))))
     columns = min(columns, len(images))
-    rows = -(-len(images) // columns)
     cell_h = max(image.shape[0] for image in images) + gap
     cell_w = max(image.shape[1] for image in images) + gap
-    sheet = np.full((rows * cell_h + gap, columns * cell_w + gap, 3), BACKGROUND, np.uint8)
-    for place, image in enumerate(images):
-        top = gap + place // columns * cell_h
-        left = gap + place % columns * cell_w
-        sheet[top : top + image.shape[0], left : left + image.shape[1]] = image
-    return sheet
+    return [
+        (gap + place % columns * cell_w, gap + place // columns * cell_h)
+        for place in range(len(images))
+    ]
 
 
 def _name(classes: ClassList, label: int) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -35,6 +36,7 @@ def evaluate_network(
     device: str,
     limit: int | None = None,
     workers: int = 0,
+    before_batch: Callable[[], None] | None = None,
 ) -> dict[str, float]:
     """Return losses and scores of the network's tasks, in evaluation mode, without augmentation.
 
@@ -46,6 +48,7 @@ def evaluate_network(
     Args:
         limit: Score the first images only.
         workers: Loader processes.
+        before_batch: Called before each batch; what it raises ends the evaluation.
     """
     was_training = network.training
     network.eval()
@@ -57,6 +60,8 @@ def evaluate_network(
     try:
         with torch.inference_mode():
             for batch in eval_batches(split, recipe, workers=workers, limit=limit):
+                if before_batch is not None:
+                    before_batch()
                 batch = batch.to(device)
                 outputs = forward(network, batch.images, numerics)
                 for task, loss in task_losses(network, outputs, batch, anchors).items():

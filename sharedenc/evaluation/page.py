@@ -11,8 +11,9 @@ import numpy.typing as npt
 import torch
 
 from sharedenc.data.classes import ClassList
-from sharedenc.data.draw import draw_sample, grid
+from sharedenc.data.draw import draw_sample, grid, grid_places
 from sharedenc.data.transforms import ModelSample, eval_transform
+from sharedenc.evaluation.layout import PageLayout, PagePhoto, Rect
 from sharedenc.models.boxes import postprocess
 from sharedenc.models.network import Network
 from sharedenc.spec import Numerics, Recipe
@@ -34,17 +35,24 @@ def prediction_page(
     device: str,
     out: Path,
     count: int = 8,
-) -> Path:
-    """Write ``out`` (PNG) with pictures spread over the split, at network size.
+) -> tuple[Path, Path]:
+    """Write ``out`` (PNG) with pictures spread over the split, at network size, and its layout.
 
-    Boxes below a score of 0.3 are not drawn, and at most twelve per picture.
+    Boxes below a score of 0.3 are not drawn, and at most twelve per picture. Which photos it shows
+    depends on the split alone, so that the pages of several networks can be compared.
+
+    Returns:
+        The page, and the JSON file beside it that says where each photo is
+        (`sharedenc.evaluation.layout`).
     """
     network.eval()
     transform = eval_transform(recipe)
     places = np.linspace(0, len(split) - 1, num=min(count, len(split))).round().astype(int)
     pictures: list[Pixels] = []
+    samples: list[ModelSample] = []
     for place in places:
         sample = transform(split[int(place)])
+        samples.append(sample)
         pictures += [
             _truth(sample, network, classes),
             _prediction(sample, network, recipe, classes, numerics, device),
@@ -53,7 +61,35 @@ def prediction_page(
     page = grid(pictures, columns=2 * PAIRS_PER_ROW)
     if not cv2.imwrite(str(out), cv2.cvtColor(page, cv2.COLOR_RGB2BGR)):
         raise OSError(f"could not write {out}")
-    return out
+    layout = PageLayout(
+        width=page.shape[1],
+        height=page.shape[0],
+        tasks=network.tasks,
+        split=split.split,
+        photos=_photos(samples, pictures),
+    )
+    beside = out.with_suffix(".json")
+    beside.write_text(layout.to_json())
+    return out, beside
+
+
+def _photos(samples: list[ModelSample], pictures: list[Pixels]) -> tuple[PagePhoto, ...]:
+    """Where the pictures, two for each sample, lie on their page."""
+    rects: list[Rect] = [
+        (left, top, picture.shape[1], picture.shape[0])
+        for (left, top), picture in zip(
+            grid_places(pictures, columns=2 * PAIRS_PER_ROW), pictures, strict=True
+        )
+    ]
+    return tuple(
+        PagePhoto(
+            image_id=int(sample.image_id),
+            objects=len(sample.boxes),
+            truth=truth,
+            prediction=prediction,
+        )
+        for sample, truth, prediction in zip(samples, rects[::2], rects[1::2], strict=True)
+    )
 
 
 def _draw(

@@ -1,15 +1,8 @@
-"""Files of a trial: the best network (safetensors) and the state to resume from (torch).
-
-Every file is written beside its place, flushed to disk and renamed: a crash leaves the old one.
-"""
+"""Networks as files: safetensors with a description inside, from which they are built again."""
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
-import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,36 +13,15 @@ from safetensors.torch import save
 from torch import Tensor
 
 from sharedenc.errors import CheckpointError, SharedencError
+from sharedenc.files import write_atomic
 from sharedenc.models.build import build_network
 from sharedenc.models.network import Network
 from sharedenc.models.plugins import load_entry_points, load_plugin
 from sharedenc.spec import BACKBONES
 
-BEST, RESUME = "best.safetensors", "last.pt"
+BEST = "best.safetensors"
 META = "sharedenc"
 ENCODER = "encoder."
-RESUME_VERSION = 1
-
-
-def write_atomic(path: Path, content: bytes) -> None:
-    """Replace ``path`` by ``content`` for good, or leave it untouched."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(name, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(name)
-        raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 def save_network(network: Network, path: Path, meta: Mapping[str, Any]) -> None:
@@ -58,10 +30,22 @@ def save_network(network: Network, path: Path, meta: Mapping[str, Any]) -> None:
     ``meta`` must hold ``backbone``, ``tasks`` and ``num_classes``, from which
     :func:`load_network` builds the network again.
     """
-    state = {
-        name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()
+    write_atomic(path, network_bytes(network_tensors(network), meta))
+
+
+def network_tensors(network: Network) -> dict[str, Tensor]:
+    """A copy of a network's state dict on the CPU, in torch's plain memory format."""
+    plain = torch.contiguous_format
+    return {
+        name: tensor.detach().to("cpu", copy=True, memory_format=plain)
+        for name, tensor in network.state_dict().items()
     }
-    write_atomic(path, save(state, metadata={META: json.dumps(dict(meta))}))
+
+
+def network_bytes(tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> bytes:
+    """The content of a checkpoint, for :func:`read_checkpoint`."""
+    content: bytes = save(dict(tensors), metadata={META: json.dumps(dict(meta))})
+    return content
 
 
 def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -132,40 +116,3 @@ def encoder_state(path: Path, backbone: str) -> dict[str, Tensor]:
         for name, tensor in state.items()
         if name.startswith(ENCODER)
     }
-
-
-def save_resume(path: Path, state: Mapping[str, Any]) -> None:
-    """Write tensors and plain values, for :func:`load_resume`."""
-    buffer = io.BytesIO()
-    torch.save({**state, "version": RESUME_VERSION}, buffer)
-    write_atomic(path, buffer.getvalue())
-
-
-def load_resume(path: Path, key: str) -> dict[str, Any] | None:
-    """Return what :func:`save_resume` wrote, or None when there is no such file.
-
-    Raises:
-        CheckpointError: the file is damaged, or belongs to a trial of another key.
-    """
-    if not path.exists():
-        return None
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # damaged bytes lead the reader anywhere
-        raise _unreadable(path, error) from error
-    if not isinstance(state, dict) or state.get("version") != RESUME_VERSION:
-        raise _unreadable(path, "not a resume file of this version")
-    if state.get("key") != key:
-        raise CheckpointError(
-            f"{path} belongs to trial {str(state.get('key'))[:16]} and not to {key[:16]}. "
-            "Remove it to start this trial from the beginning."
-        )
-    return state
-
-
-def _unreadable(path: Path, reason: object) -> CheckpointError:
-    text = (str(reason).splitlines() or [type(reason).__name__])[0]
-    return CheckpointError(
-        f"resume file {path} cannot be read ({text}). Remove it to start the trial from the "
-        "beginning."
-    )

@@ -2,38 +2,46 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-import resource
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from sharedenc.data.batch import IMAGENET_MEAN, IMAGENET_STD, train_batches
 from sharedenc.data.packed import PackedDataset
 from sharedenc.errors import SharedencError
 from sharedenc.evaluation.evaluate import SUMMARY, evaluate_network
 from sharedenc.evaluation.page import prediction_page
-from sharedenc.models.network import Network
+from sharedenc.files import file_sha256, write_atomic
 from sharedenc.models.plugins import load_plugin
+from sharedenc.redact import hide_credentials
+from sharedenc.storage import open_storage
 from sharedenc.tracking import RunHandle
-from sharedenc.training import checkpoint
+from sharedenc.training import checkpoint, memory
+from sharedenc.training.device import device_name
+from sharedenc.training.failures import failure_kind, out_of_memory
 from sharedenc.training.initialise import count, initial_network, open_pack
+from sharedenc.training.interval import Interval
 from sharedenc.training.job import (
+    PREEMPTED,
     EpochReport,
     OnEpoch,
     Outcome,
     TrialJob,
     TrialResult,
-    failure_kind,
+    TrialStoppedError,
+    rank,
     score,
     trial_params,
 )
+from sharedenc.training.keeper import Keeper
 from sharedenc.training.loop import Progress, fit
 from sharedenc.training.numerics import applied, seed_everything
+from sharedenc.training.software import software
 
 __all__ = [
     "EpochReport",
@@ -46,74 +54,156 @@ __all__ = [
 ]
 
 MAX_TRACEBACK = 4000
+SHA256 = "sharedenc.sha256"
+
+
+@dataclass
+class Watch:
+    """What is known of a trial from outside when something is raised in it."""
+
+    epochs: int = 0
+    fixed_bytes: int = 0
 
 
 def run_and_record(job: TrialJob, run: RunHandle, on_epoch: OnEpoch | None = None) -> Outcome:
     """Run a trial and give it a named end in ``run``, whatever is raised.
 
-    A failure becomes tags and the Outcome; KeyboardInterrupt and SystemExit are raised again once
-    the run is marked as stopped. The state of the last whole epoch is on disk in either case.
+    A failure becomes tags and the Outcome, and so does a stop that was asked for. KeyboardInterrupt
+    and SystemExit are raised again once the run is marked as stopped; the last saved state is on
+    disk in any case.
     """
+    watch = Watch()
     try:
         run.keep_in(job.work_dir)
-        run.tags({"sharedenc.state": "running", "sharedenc.reason": ""})
+        run.tags(
+            {
+                "sharedenc.state": "running",
+                "sharedenc.reason": "",
+                "sharedenc.device_name": device_name(job.device),
+                "sharedenc.software": software(),
+            }
+        )
         run.params(trial_params(job.trial))
-        result = run_trial(job, run, on_epoch)
+        result = run_trial(job, run, on_epoch, watch)
         run.end(result.state)
+    except TrialStoppedError as stop:
+        reason = str(stop)
+        run.end("stopped", reason)
+        return Outcome(
+            "preempted" if reason.startswith(PREEMPTED) else "stopped",
+            reason=reason,
+            epochs_done=watch.epochs,
+            peak_memory_bytes=memory.peak_bytes(job.device),
+        )
     except (KeyboardInterrupt, SystemExit) as error:
         run.end("stopped", f"interrupted ({type(error).__name__})")
         raise
     except Exception as error:
-        return _failed(error, run)
-    if result.state == "done":
-        (job.work_dir / checkpoint.RESUME).unlink(missing_ok=True)
-    return Outcome(result.state, result=result)
+        return _failed(error, job, run, watch)
+    return Outcome(
+        result.state,
+        result=result,
+        epochs_done=result.epochs,
+        peak_memory_bytes=result.peak_memory_bytes,
+    )
 
 
-def _failed(error: Exception, run: RunHandle) -> Outcome:
+def _failed(error: Exception, job: TrialJob, run: RunHandle, watch: Watch) -> Outcome:
     kind = failure_kind(error)
     reason = str(error) or type(error).__name__
-    trace = traceback.format_exc()[-MAX_TRACEBACK:]
+    trace = hide_credentials(traceback.format_exc())[-MAX_TRACEBACK:]
+    peak = 0
+    # A device that is gone can also not be asked about its memory.
+    with contextlib.suppress(RuntimeError, AssertionError):
+        peak = memory.peak_bytes(job.device)
+        if kind == "oom":
+            reason = out_of_memory(
+                error,
+                batch_size=job.trial.recipe.batch_size,
+                image_px=job.trial.recipe.image_px,
+                device=job.device,
+                fixed_bytes=watch.fixed_bytes,
+                peak_bytes=peak,
+                capacity_bytes=memory.capacity_bytes(job.device),
+            )
     try:
         run.tags({"sharedenc.failure_kind": kind, "sharedenc.traceback": trace})
         run.end("failed", reason)
     except Exception as second:
         # The trial's own failure matters more than that of telling it.
         trace += f"\nand its end could not be recorded: {second}"
-    exit_code = error.exit_code if isinstance(error, SharedencError) else 1
-    return Outcome("failed", kind=kind, reason=reason, traceback=trace, exit_code=exit_code)
+    return Outcome(
+        "failed",
+        kind=kind,
+        reason=reason,
+        traceback=trace,
+        exit_code=error.exit_code if isinstance(error, SharedencError) else 1,
+        error=type(error).__name__,
+        epochs_done=watch.epochs,
+        peak_memory_bytes=peak,
+    )
 
 
-def run_trial(job: TrialJob, run: RunHandle, on_epoch: OnEpoch | None = None) -> TrialResult:
+def run_trial(
+    job: TrialJob, run: RunHandle, on_epoch: OnEpoch | None = None, watch: Watch | None = None
+) -> TrialResult:
     """Train one trial, test its best network, and upload what the layout of a run asks for.
 
-    A second call with the same ``work_dir`` goes on after the last whole epoch.
+    A second call with the same ``work_dir`` or ``storage`` goes on from the last saved state. Rows
+    of metrics that the run has already are not sent again, and those that it lacks are.
 
     Raises:
+        TrialStoppedError: the job's ``stop`` gave a reason; the state is saved.
         SharedencError: one of its kinds, by what went wrong.
     """
     started = time.monotonic()
+    watch = watch or Watch()
     trial, recipe = job.trial, job.trial.recipe
     for plugin in job.plugins:
         load_plugin(Path(plugin), check=False)
+    keeper = _keeper(job)
+    state = keeper.load()
+    if state is not None:
+        watch.epochs = state["epoch"]
+        started -= state["seconds"] + state["train_s"]
     with applied(trial.numerics):
         seed_everything(trial.seed)
-        _reset_peak_memory(job.device)
+        memory.reset_peak(job.device)
         pack = open_pack(job)
         network = initial_network(job, pack)
         parameters = count(network)
-        run.metrics({f"params/{name}": value for name, value in parameters.items()}, step=0)
-        best = job.work_dir / checkpoint.BEST
+        watch.fixed_bytes = memory.fixed_bytes(parameters)
         meta = network_meta(job, pack)
         train = pack.split("train")
+        rows = Rows(run, parameters)
+        if state is not None:
+            rows.say_history(state["history"], state["said_ms"])
 
         def tell(report: EpochReport) -> bool:
             report.metrics["score"] = score(trial.cell, report.metrics, "val/")
-            run.metrics(report.metrics, step=report.epoch)
-            return on_epoch is not None and on_epoch(report)
+            rows.say(report.epoch, report.metrics, report.at_ms)
+            watch.epochs = report.epoch
+            ranked = replace(report, rank=rank(trial.cell, report.metrics, job.baselines))
+            return on_epoch is not None and on_epoch(ranked)
+
+        def check_stop() -> None:
+            if reason := job.stop():
+                raise TrialStoppedError(reason)
+
+        def evaluate(split: str) -> dict[str, float]:
+            return evaluate_network(
+                network,
+                pack.split(split),
+                recipe,
+                pack.classes,
+                trial.numerics,
+                job.device,
+                workers=job.workers,
+                before_batch=check_stop,
+            )
 
         def validate() -> dict[str, float]:
-            metrics = _evaluate(network, pack, job, "val")
+            metrics = evaluate("val")
             return {name: metrics[name] for name in SUMMARY if name in metrics}
 
         progress = fit(
@@ -123,25 +213,26 @@ def run_trial(job: TrialJob, run: RunHandle, on_epoch: OnEpoch | None = None) ->
             numerics=trial.numerics,
             device=job.device,
             name=trial.cell.name,
-            key=trial.key,
-            batches=lambda epoch: train_batches(
-                train, recipe, seed=trial.seed, epoch=epoch, workers=job.workers
+            batches=lambda epoch, skip: train_batches(
+                train, recipe, seed=trial.seed, epoch=epoch, workers=job.workers, skip=skip
             ),
             validate=validate,
-            keep_best=lambda: checkpoint.save_network(network, best, meta),
             on_epoch=tell,
-            resume_file=job.work_dir / checkpoint.RESUME,
+            keeper=keeper,
+            keep_best=lambda: keeper.keep_best(network, meta),
+            state=state,
+            check_stop=check_stop,
         )
+        best = keeper.publish_best()
         test: dict[str, float] = {}
-        page: Path | None = None
+        pages: Sequence[Path] = ()
         if progress.end == "done" and (job.test or job.predictions):
-            state, _ = checkpoint.read_checkpoint(best)
-            checkpoint.load_state(network, state, best)
+            tensors, _ = checkpoint.read_checkpoint(best)
+            checkpoint.load_state(network, tensors, best)
             if job.test:
-                test = _evaluate(network, pack, job, "test")
-                run.metrics({f"test/{k}": v for k, v in test.items()}, step=progress.epoch)
+                test = evaluate("test")
             if job.predictions:
-                page = prediction_page(
+                pages = prediction_page(
                     network,
                     pack.split("test"),
                     recipe,
@@ -151,21 +242,67 @@ def run_trial(job: TrialJob, run: RunHandle, on_epoch: OnEpoch | None = None) ->
                     job.work_dir / "page.png",
                 )
         result = _result(job, progress, parameters, test, time.monotonic() - started)
-    _upload(job, run, result, page)
+    took = [seconds for seconds in progress.epoch_s if seconds > 0]
+    rows.say_end(result, sum(took) / len(took) if took else None)
+    if result.state == "done":
+        if job.keep:
+            _upload(job, run, result, pages)
+        keeper.settle()
     return result
 
 
-def _evaluate(network: Network, pack: PackedDataset, job: TrialJob, split: str) -> dict[str, float]:
-    trial = job.trial
-    return evaluate_network(
-        network,
-        pack.split(split),
-        trial.recipe,
-        pack.classes,
-        trial.numerics,
-        job.device,
-        workers=job.workers,
+def _keeper(job: TrialJob) -> Keeper:
+    keeper = Keeper(
+        job.work_dir,
+        job.trial.key,
+        every=Interval.parse(job.checkpoint_every),
+        storage=None if job.storage is None else open_storage(job.storage),
     )
+    if job.fresh:
+        keeper.discard()
+    return keeper
+
+
+class Rows:
+    """A run's rows of metrics: each is sent once, however often the trial is taken up again.
+
+    The row after the last epoch is the trial's end: test scores, what it took, and the last word on
+    the score, that of the network that is kept.
+    """
+
+    def __init__(self, run: RunHandle, parameters: Mapping[str, int]) -> None:
+        self._run = run
+        self._first = {f"params/{name}": value for name, value in parameters.items()}
+        self._logged = run.logged_steps()
+
+    def say(self, epoch: int, metrics: Mapping[str, float], at_ms: int | None) -> None:
+        """Send an epoch's row, with the time at which it was known first."""
+        if epoch in self._logged:
+            return
+        self._run.metrics({**metrics, **(self._first if epoch == 1 else {})}, epoch, at_ms)
+        self._logged.add(epoch)
+
+    def say_history(
+        self, history: Sequence[Mapping[str, float]], said_ms: Sequence[int | None]
+    ) -> None:
+        """Send the rows of a state that the run lacks: of another run, or lost on the way."""
+        for epoch, (metrics, at_ms) in enumerate(zip(history, said_ms, strict=True), start=1):
+            self.say(epoch, metrics, at_ms)
+
+    def say_end(self, result: TrialResult, epoch_s: float | None) -> None:
+        """Send what is known at the end; a trial that was cut may go on, so its end is none."""
+        took = {
+            "seconds": result.seconds,
+            "peak_memory_bytes": result.peak_memory_bytes,
+            "best_epoch": result.best_epoch,
+        }
+        if epoch_s is not None:
+            took["epoch_s"] = epoch_s
+        if result.state != "done":
+            self._run.metrics(took, step=result.epochs)
+            return
+        test = {f"test/{name}": value for name, value in result.test.items()}
+        self.say(result.epochs + 1, test | took | {"score": result.score}, None)
 
 
 def network_meta(job: TrialJob, pack: PackedDataset) -> dict[str, Any]:
@@ -216,49 +353,21 @@ def _result(
         checkpoint=str((job.work_dir / checkpoint.BEST).resolve()),
         seconds=seconds,
         images_per_s=sum(speeds) / len(speeds),
-        peak_memory_bytes=_peak_memory(job.device),
+        peak_memory_bytes=memory.peak_bytes(job.device),
     )
 
 
-def _upload(job: TrialJob, run: RunHandle, result: TrialResult, page: Path | None) -> None:
-    summary: Mapping[str, float] = {
-        "seconds": result.seconds,
-        "peak_memory_bytes": result.peak_memory_bytes,
-        "best_epoch": result.best_epoch,
-        # The last word on the score is that of the network that is kept.
-        "score": result.score,
-    }
-    run.metrics(summary, step=result.epochs)
-    if result.state != "done":
-        return
+def _upload(job: TrialJob, run: RunHandle, result: TrialResult, pages: Sequence[Path]) -> None:
+    """Upload a finished trial's files, and say what their bytes are to be."""
+    uploads: list[tuple[Path, str]] = []
     for name, content in (("trial", job.trial.to_dict()), ("result", result.to_dict())):
         path = job.work_dir / f"{name}.json"
-        checkpoint.write_atomic(path, json.dumps(content, indent=1).encode())
-        run.artifact(path)
-    run.artifact(Path(result.checkpoint), "checkpoint")
-    if page is not None:
-        run.artifact(page, "predictions")
-
-
-def _reset_peak_memory(device: str) -> None:
-    if device.startswith("cuda"):
-        torch.cuda.reset_peak_memory_stats(device)
-        return
-    try:
-        # Linux: 5 sets the peak resident size back to the present one.
-        Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        return
-
-
-def _peak_memory(device: str) -> int:
-    """Peak memory of the trial in bytes: of the GPU, or the process's resident size."""
-    if device.startswith("cuda"):
-        return int(torch.cuda.max_memory_allocated(device))
-    try:
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        write_atomic(path, json.dumps(content, indent=1).encode())
+        uploads.append((path, ""))
+    uploads.append((Path(result.checkpoint), "checkpoint"))
+    uploads += [(path, "predictions") for path in pages]
+    digests = {}
+    for path, folder in uploads:
+        run.artifact(path, folder)
+        digests[f"{folder}/{path.name}".lstrip("/")] = file_sha256(path)
+    run.tags({SHA256: json.dumps(digests, sort_keys=True)})

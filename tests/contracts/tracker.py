@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from sharedenc.errors import TrackingError
-from sharedenc.tracking import Tracker
+from sharedenc.tracking import REUSED_FROM, Point, Tracker
 
 
 class TrackerContract:
@@ -73,6 +73,16 @@ class TrackerContract:
         assert tracker.history(run.run_id, "never") == []
         assert tracker.runs(study)[1].metrics == {"val/loss": 0.5, "AP_class/it_s a_ b": 2.0}
 
+    def test_what_is_said_twice_leaves_one_row(self, tracker: Tracker, study: str) -> None:
+        run = tracker.child(study, tracker.study(study, {}), "twice", {})
+        assert run.logged_steps() == set()
+        for step, value in ((1, 0.5), (1, 0.5), (2, float("nan")), (2, float("nan")), (4, 0.25)):
+            run.metrics({"score": value, "val/loss": value}, step, at_ms=1_700_000_000_000 + step)
+        assert [step for step, _ in tracker.history(run.run_id, "score")] == [1, 2, 4]
+        assert run.logged_steps() == {1, 2, 4}
+        assert run.logged_steps("val/loss") == {1, 2, 4}
+        assert run.logged_steps("never") == set()
+
     def test_many_values_arrive_whole(self, tracker: Tracker, study: str) -> None:
         run = tracker.child(study, tracker.study(study, {}), "many", {})
         run.metrics({f"m{i}": i for i in range(1100)}, 1)
@@ -107,9 +117,107 @@ class TrackerContract:
         with pytest.raises(TrackingError, match="is not a file"):
             run.artifact(tmp_path / "missing")
 
+    def test_artifacts_are_listed_and_deleted(
+        self, tracker: Tracker, study: str, tmp_path: Path
+    ) -> None:
+        run = tracker.child(study, tracker.study(study, {}), "a", {})
+        assert tracker.files(run.run_id) == {}
+        for number, folder in enumerate(("", "one", "one/two")):
+            (tmp_path / "file.bin").write_bytes(b"x" * (number + 1))
+            run.artifact(tmp_path / "file.bin", folder)
+        everything = {"file.bin": 1, "one/file.bin": 2, "one/two/file.bin": 3}
+        assert tracker.files(run.run_id) == everything
+        assert tracker.files(run.run_id, {".", "one"}) == {"file.bin": 1, "one/file.bin": 2}
+        tracker.delete_files(run.run_id, ["one/file.bin"])
+        assert tracker.files(run.run_id) == {"file.bin": 1, "one/two/file.bin": 3}
+        with pytest.raises(TrackingError, match=r"one/file\.bin"):
+            tracker.download(run.run_id, "one/file.bin", tmp_path / "to")
+
+    def test_artifacts_of_a_run_that_was_taken_over_are_where_they_were(
+        self, tracker: Tracker, study: str, tmp_path: Path
+    ) -> None:
+        parent = tracker.study(study, {})
+        (tmp_path / "best").write_text("trained")
+        first = tracker.child(study, parent, "first", {})
+        first.artifact(tmp_path / "best", "checkpoint")
+        second, third = (
+            tracker.child(study, parent, name, {REUSED_FROM: source})
+            for name, source in (("second", first.run_id), ("third", first.run_id))
+        )
+        for run in (second, third):
+            path = tracker.download(run.run_id, "checkpoint/best", tmp_path / run.run_id)
+            assert path.read_text() == "trained"
+            assert tracker.files(run.run_id) == {}
+        with pytest.raises(TrackingError, match="nothing"):
+            tracker.download(second.run_id, "nothing", tmp_path / "to")
+
+    def test_runs_are_found_by_tag_in_all_studies(self, tracker: Tracker, study: str) -> None:
+        other = f"{study}-other"
+        made: dict[str, list[str]] = {}
+        for name in (study, other):
+            parent = tracker.study(name, {})
+            made[name] = [
+                tracker.child(name, parent, f"run {n}", {"key": f"{study}-{n}", "state": s}).run_id
+                for n, s in ((1, "done"), (1, "failed"), (2, "done"))
+            ]
+        one, two = f"{study}-1", f"{study}-2"
+        found = tracker.find("key", [one, two, "it's"])
+        assert {r.run_id for r in found[one]} == {*made[study][:2], *made[other][:2]}
+        assert [r.run_id for r in found[two]] == [made[other][2], made[study][2]]
+        assert found["it's"] == []
+        done = tracker.find("key", [one], tags={"state": "done"}, but=other)
+        assert [r.run_id for r in done[one]] == [made[study][0]]
+        assert len(tracker.find("key", [one], limit=1)[one]) == 1
+
+    def test_one_run_is_read_tagged_and_untagged(self, tracker: Tracker, study: str) -> None:
+        run = tracker.child(study, tracker.study(study, {}), "one", {"keep": "k"})
+        tracker.tag(run.run_id, {"mine": 1, "other": "http://me:pw@host/"})
+        record = tracker.record(run.run_id)
+        assert (record.tags["mine"], record.tags["other"]) == ("1", "http://***@host/")
+        tracker.untag(run.run_id, ["mine", "never there"])
+        tags = tracker.record(run.run_id).tags
+        assert "mine" not in tags
+        assert tags["keep"] == "k"
+        with pytest.raises(TrackingError, match="0123456789"):
+            tracker.record("0123456789" * 3 + "ab")
+
+    def test_a_history_is_copied_with_its_times(self, tracker: Tracker, study: str) -> None:
+        parent = tracker.study(study, {})
+        first, second = (tracker.child(study, parent, name, {}) for name in ("first", "second"))
+        for step in range(1, 4):
+            first.metrics({"score": step / 10, "lr": 0.1}, step, at_ms=1_700_000_000_000 + step)
+        first.metrics({"score": 0.25}, 3, at_ms=1_700_000_000_009)
+        points = [p for name in ("score", "lr") for p in tracker.points(first.run_id, name)]
+        for _ in range(2):  # what is sent twice is there once
+            second.points(points)
+        assert tracker.points(second.run_id, "score") == [
+            Point("score", 0.1, 1, 1_700_000_000_001),
+            Point("score", 0.2, 2, 1_700_000_000_002),
+            Point("score", 0.3, 3, 1_700_000_000_003),
+            Point("score", 0.25, 3, 1_700_000_000_009),
+        ]
+        record = tracker.record(second.run_id)
+        assert (record.metrics, record.steps) == (
+            {"score": 0.25, "lr": 0.1},
+            {"score": 3, "lr": 3},
+        )
+
     def test_there_is_no_such_run(self, tracker: Tracker) -> None:
         with pytest.raises(TrackingError, match="0123456789"):
             tracker.resume("0123456789" * 3 + "ab")
+
+    def test_no_secret_of_the_environment_is_written(
+        self, tracker: Tracker, study: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wJalr/planted+secret/EXAMPLE")
+        monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "seven-7")
+        run = tracker.child(study, tracker.study(study, {}), "s", {})
+        run.tags({"traceback": "KeyError: 'wJalr/planted+secret/EXAMPLE' (seven-7, not seven-77)"})
+        (tmp_path / "study.yaml").write_text("data: s3://b/x?secret_key=abc&region=eu\n")
+        run.artifact(tmp_path / "study.yaml")
+        assert tracker.record(run.run_id).tags["traceback"] == "KeyError: '***' (***, not seven-77)"
+        stored = tracker.download(run.run_id, "study.yaml", tmp_path / "to").read_text()
+        assert stored == "data: s3://b/x?secret_key=***&region=eu\n"
 
     def test_no_credential_is_written(self, tracker: Tracker, study: str) -> None:
         run = tracker.child(study, tracker.study(study, {}), "c", {"a": "http://me:pw@host/x"})

@@ -1,8 +1,7 @@
-"""Checkpoint and resume files: whole, damaged, foreign, interrupted."""
+"""Networks as files: whole, damaged, foreign."""
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +14,8 @@ from sharedenc.models.build import build_network
 from sharedenc.training.checkpoint import (
     encoder_state,
     load_network,
-    load_resume,
+    network_tensors,
     save_network,
-    save_resume,
-    write_atomic,
 )
 
 META: dict[str, Any] = {"backbone": "resnet18", "tasks": ["seg"], "num_classes": 4, "cell": "c"}
@@ -70,55 +67,12 @@ def test_foreign_files_are_told(saved: Path, tmp_path: Path) -> None:
         encoder_state(saved, "densenet121")
 
 
-def test_a_resume_file_comes_back(tmp_path: Path) -> None:
-    path = tmp_path / "last.pt"
-    assert load_resume(path, "k") is None
-    save_resume(path, {"key": "k", "t": torch.arange(3), "history": [{"a": 0.1}]})
-    state = load_resume(path, "k")
-    assert state is not None
-    assert state["t"].tolist() == [0, 1, 2]
-    assert state["history"] == [{"a": 0.1}]
-
-
-@pytest.mark.parametrize("damage", ["cut", "garbage", "empty", "list"])
-def test_a_damaged_resume_file_is_told(tmp_path: Path, damage: str) -> None:
-    path = tmp_path / "last.pt"
-    save_resume(path, {"key": "k", "t": torch.zeros(1000)})
-    if damage == "list":
-        torch.save([1, 2], path)
-    else:
-        content = {"cut": path.read_bytes()[:-700], "garbage": b"\x80\x02spam" * 9, "empty": b""}
-        path.write_bytes(content[damage])
-    with pytest.raises(CheckpointError, match=r"last\.pt cannot be read.*Remove it"):
-        load_resume(path, "k")
-
-
-class Trap:
-    """Unpickling it would run a command."""
-
-    def __reduce__(self) -> tuple[Any, tuple[str]]:
-        return os.system, ("touch trapped",)
-
-
-def test_a_resume_file_cannot_run_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    torch.save({"key": "k", "version": 1, "trap": Trap()}, tmp_path / "last.pt")
-    with pytest.raises(CheckpointError):
-        load_resume(tmp_path / "last.pt", "k")
-    assert not (tmp_path / "trapped").exists()
-
-
-def test_a_write_that_fails_leaves_the_old_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = tmp_path / "file"
-    write_atomic(path, b"old")
-
-    def full_disk(_: int) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", full_disk)
-    with pytest.raises(OSError, match="No space left"):
-        write_atomic(path, b"new")
-    assert path.read_bytes() == b"old"
-    assert os.listdir(tmp_path) == ["file"]
+def test_kept_tensors_do_not_follow_the_training() -> None:
+    network = build_network("resnet18", ["seg"], 4, seed=3).to(memory_format=torch.channels_last)
+    kept = network_tensors(network)
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    with torch.no_grad():
+        for tensor in network.state_dict().values():
+            tensor.add_(1)
+    assert all(kept[name].equal(before[name]) for name in before)
+    assert all(tensor.is_contiguous() for tensor in kept.values())

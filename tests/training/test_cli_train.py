@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
 
 from sharedenc.cli import main
+from sharedenc.cli.train import stop_by_signal
 from sharedenc.data.packed import PackedDataset
 from sharedenc.models.build import build_network
 from sharedenc.tracking import MlflowTracker
@@ -90,6 +96,8 @@ def test_a_swap_refuses_the_encoder_of_another_cell(places: list[str], tmp_path:
         (["resnet18/daul"], 2, "Did you mean 'dual'?"),
         (["resnet18/dual", "--epoch", "3"], 2, "--epochs"),
         (["resnet18/dual"], 2, "--data DIR is missing"),
+        (["resnet18/dual", "--checkpoint-every", "10 days"], 2, "checkpoint_every='10 days'"),
+        (["resnet18/dual", "--storage", "ftp://host", "DATA"], 2, "storage='ftp' is not one of"),
         (["resnet18/dual", "--encoder", "FILE"], 2, "--encoder is for swap cells"),
         (["resnet18/swap-bias/seg", "--encoder", "FILE", "DATA"], 5, "cannot be read"),
         (["resnet18/dual", "--weights", "nowhere.pth", "DATA"], 4, "nowhere.pth"),
@@ -114,3 +122,69 @@ def test_rules_reach_the_data(tiny_pack: PackedDataset, tmp_path: Path) -> None:
     assert (result.exit_code, "made with overlap=ignore" in result.stderr) == (3, True)
     result = train("resnet18/baseline/seg", *places, *SMALL, "--overlap", "paint_smal_last")
     assert (result.exit_code, "Did you mean 'paint_small_last'" in result.stderr) == (2, True)
+
+
+def test_a_storage_is_enough_to_go_on(places: list[str], tmp_path: Path) -> None:
+    storage = ["--storage", str(tmp_path / "storage"), "--json", "--no-track"]
+    first = train("resnet18/share-frozen/seg", *places, *SMALL, *storage)
+    assert first.exit_code == 0, first.stderr
+    shutil.rmtree(tmp_path / "runs")
+    second = train("resnet18/share-frozen/seg", *places, *SMALL, *storage)
+    assert second.exit_code == 0, second.stderr
+    assert "epoch 1/1" in first.stderr
+    assert "epoch 1/1" not in second.stderr
+    assert json.loads(second.stdout)["test"] == json.loads(first.stdout)["test"]
+    assert len(list((tmp_path / "runs").rglob("best.safetensors"))) == 1
+
+
+def test_a_signal_is_a_reason_to_stop_and_a_second_one_the_end(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    with stop_by_signal() as stop:
+        assert stop() == ""
+        signal.raise_signal(signal.SIGTERM)
+        assert stop() == "SIGTERM"
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
+    assert "SIGTERM: saving" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_saves_first_and_the_same_command_goes_on(
+    places: list[str], tmp_path: Path, mlflow_uri: str, number: signal.Signals, code: int
+) -> None:
+    seed = str(int(number))
+    settings = [*SMALL[:-4], "--epochs", "30", "--weights", "none", "--seed", seed, "--json"]
+    command = [sys.executable, "-m", "sharedenc", "train", "resnet18/share-frozen/seg"]
+    environment = os.environ | {"MLFLOW_TRACKING_URI": mlflow_uri}
+    process = subprocess.Popen(
+        [*command, *places, *settings], stderr=subprocess.PIPE, text=True, env=environment
+    )
+    assert process.stderr is not None
+    seen = []
+    for line in process.stderr:
+        seen.append(line)
+        if "epoch 3/30" in line:
+            process.send_signal(number)
+    assert process.wait(60) == code, "".join(seen)
+    process.stderr.close()
+    assert "Stopped and saved" in seen[-1]
+    tracker = MlflowTracker(mlflow_uri)
+    (run,) = (r for r in tracker.runs("train-synthetic") if r.params.get("seed") == seed)
+    assert (run.tags["sharedenc.state"], run.status) == ("stopped", "KILLED")
+
+    again = subprocess.run(
+        [*command, *places, *settings], capture_output=True, text=True, env=environment, timeout=300
+    )
+    assert again.returncode == 0, again.stderr
+    assert "epoch 3/30" not in again.stderr
+    assert json.loads(again.stdout)["run_id"] == run.run_id
+    steps = [step for step, _ in tracker.history(run.run_id, "val/loss")]
+    assert steps == list(range(1, 31))
+    whole = train(
+        "resnet18/share-frozen/seg", *places[:3], str(tmp_path / "whole"), *settings, "--no-track"
+    )
+    assert json.loads(again.stdout)["test"] == json.loads(whole.stdout)["test"]

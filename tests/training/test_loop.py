@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 from sharedenc.data.batch import Batch
-from sharedenc.errors import CheckpointError, NonFiniteLossError
+from sharedenc.errors import NonFiniteLossError
 from sharedenc.spec import Numerics, Recipe
-from sharedenc.training.job import EpochReport
+from sharedenc.training.interval import Interval
+from sharedenc.training.job import EpochReport, TrialStoppedError
+from sharedenc.training.keeper import Keeper
 from sharedenc.training.loop import Progress, fit, make_optimizer
+from sharedenc.training.numerics import rng_state, set_rng_state
+from sharedenc.training.state_file import decode, encode
 
 CPU = Numerics(
     device="cpu",
@@ -58,28 +66,42 @@ def toy_batches(epoch: int) -> Iterator[Batch]:
         yield Batch(images, none, [torch.zeros(0).long()] * 2, masks, [1, 2], [(8, 8)] * 2)
 
 
+@dataclass
+class Stop:
+    """Asks a training to stop, or breaks it off, before its n-th step or validation batch."""
+
+    at: int = 0
+    error: type[BaseException] = TrialStoppedError
+    asked: int = 0
+
+    def __call__(self) -> None:
+        self.asked += 1
+        if self.asked == self.at:
+            raise self.error("stop")
+
+
 def train(
     folder: Path,
     network: Any,
     *,
     epochs: int = 10,
     losses: Mapping[int, float] | None = None,
-    interrupt_in: int = 0,
+    stop: Stop | None = None,
+    every: str = "10m",
     cut_after: int = 0,
     key: str = "k",
     patience: int = 25,
 ) -> Progress:
     epoch_now = 0
+    stop = stop or Stop()
 
-    def batches(epoch: int) -> Iterator[Batch]:
+    def batches(epoch: int, skip: int) -> Iterator[Batch]:
         nonlocal epoch_now
         epoch_now = epoch
-        if epoch == interrupt_in:
-            yield next(toy_batches(epoch))
-            raise KeyboardInterrupt
-        yield from toy_batches(epoch)
+        yield from islice(toy_batches(epoch), skip, None)
 
     def validate() -> dict[str, float]:
+        stop()
         if losses is not None:
             return {"loss": losses[epoch_now]}
         return {"loss": sum(float(p.detach().square().sum()) for p in network.parameters())}
@@ -87,6 +109,7 @@ def train(
     def on_epoch(report: EpochReport) -> bool:
         return report.epoch == cut_after
 
+    keeper = Keeper(folder, key, every=Interval.parse(every))
     return fit(
         network,
         recipe=Recipe(epochs=epochs, plateau_patience=1, early_stop_patience=patience),
@@ -94,12 +117,13 @@ def train(
         numerics=CPU,
         device="cpu",
         name="toy/baseline/seg",
-        key=key,
         batches=batches,
         validate=validate,
-        keep_best=lambda: None,
         on_epoch=on_epoch,
-        resume_file=folder / "last.pt",
+        keeper=keeper,
+        keep_best=lambda: keeper.keep_best(network, {}),
+        state=keeper.load(),
+        check_stop=stop,
     )
 
 
@@ -110,29 +134,88 @@ def without_speed(progress: Progress) -> list[dict[str, float]]:
     ]
 
 
-@pytest.mark.parametrize("how", ["interrupted", "cut"])
-def test_ten_epochs_equal_five_plus_resume_plus_five(tmp_path: Path, how: str) -> None:
-    whole = make_network()
-    reference = train(tmp_path / "whole", whole)
-    first = make_network()
-    if how == "interrupted":
-        with pytest.raises(KeyboardInterrupt):
-            train(tmp_path / "parts", first, interrupt_in=6)
-    else:
-        assert train(tmp_path / "parts", first, cut_after=5).end == "stopped"
+def assert_same_bits(first: Any, second: Any) -> None:
+    for name, tensor in first.state_dict().items():
+        assert tensor.equal(second.state_dict()[name]), name
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any, Progress]:
+    """Ten epochs of three steps, undisturbed: folder, network, progress."""
+    network = make_network()
+    folder = tmp_path_factory.mktemp("whole")
+    return folder, network, train(folder, network)
+
+
+def test_the_undisturbed_training_changes_its_rate(whole: tuple[Path, Any, Progress]) -> None:
+    assert len({row["lr"] for row in whole[2].history}) > 1
+    assert len(list(whole[0].glob("state-*"))) == 1
+
+
+# Four asks to an epoch: before each of three steps, and in validation.
+@pytest.mark.parametrize("at", [1, 2, 3, 4, 5, 18, 20, 37, 40])
+def test_stopping_at_any_step_and_going_on_gives_the_same_bits(
+    tmp_path: Path, at: int, whole: tuple[Path, Any, Progress]
+) -> None:
+    with pytest.raises(TrialStoppedError, match="stop"):
+        train(tmp_path, make_network(), stop=Stop(at))
     torch.manual_seed(99)
-    second = make_network()
-    resumed = train(tmp_path / "parts", second)
+    network = make_network()
+    rest = Stop()
+    resumed = train(tmp_path, network, stop=rest)
+    # Nothing that was saved is done again.
+    assert rest.asked == 40 - (at - 1)
+    reference = whole[2]
     assert without_speed(resumed) == without_speed(reference)
     assert (resumed.epoch, resumed.best_epoch) == (10, reference.best_epoch)
-    assert len({row["lr"] for row in reference.history}) > 1
-    for name, tensor in whole.state_dict().items():
-        assert tensor.equal(second.state_dict()[name]), name
+    assert_same_bits(whole[1], network)
+    best = [next(folder.glob("best-*")).read_bytes() for folder in (tmp_path, whole[0])]
+    assert best[0] == best[1]
+
+
+# Nineteen steps are done; saved are all of them, fifteen (five epochs without the last one's
+# validation), eighteen (six epochs), or none.
+@pytest.mark.parametrize(
+    ("every", "left"), [("1steps", 15), ("5steps", 21), ("2epochs", 16), ("10m", 40)]
+)
+def test_a_training_that_breaks_off_loses_what_was_not_saved_yet(
+    tmp_path: Path, every: str, left: int, whole: tuple[Path, Any, Progress]
+) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path, make_network(), stop=Stop(26, KeyboardInterrupt), every=every)
+    network = make_network()
+    rest = Stop()
+    resumed = train(tmp_path, network, stop=rest)
+    assert rest.asked == left
+    assert without_speed(resumed) == without_speed(whole[2])
+    assert_same_bits(whole[1], network)
+
+
+def test_a_training_that_is_cut_goes_on_when_it_is_asked_for_again(
+    tmp_path: Path, whole: tuple[Path, Any, Progress]
+) -> None:
+    assert train(tmp_path, make_network(), cut_after=5).end == "stopped"
+    network = make_network()
+    rest = Stop()
+    assert train(tmp_path, network, stop=rest).end == "done"
+    assert rest.asked == 20
+    assert_same_bits(whole[1], network)
+
+
+def test_numbers_that_a_plugin_draws_are_the_same_after_a_stop() -> None:
+    device = torch.device("cpu")
+    state = decode(b"".join(bytes(part) for part in encode(rng_state(device))))
+    drawn = (random.random(), np.random.rand(), torch.rand(1).item())
+    random.seed(1)
+    np.random.seed(2)
+    torch.manual_seed(3)
+    set_rng_state(state, device)
+    assert (random.random(), np.random.rand(), torch.rand(1).item()) == drawn
 
 
 def test_a_finished_training_is_not_repeated(tmp_path: Path) -> None:
     first = train(tmp_path, make_network(), epochs=2)
-    again = train(tmp_path, make_network(), epochs=2, interrupt_in=1)
+    again = train(tmp_path, make_network(), epochs=2, stop=Stop(1, KeyboardInterrupt))
     assert (again.end, again.history) == ("done", first.history)
 
 
@@ -154,12 +237,6 @@ def test_a_loss_that_is_not_a_number_names_cell_epoch_step_and_task(tmp_path: Pa
         train(tmp_path, network)
     with pytest.raises(NonFiniteLossError, match="epoch 1, validation"):
         train(tmp_path, make_network(), losses={1: math.inf})
-
-
-def test_a_resume_file_of_another_trial_is_refused(tmp_path: Path) -> None:
-    train(tmp_path, make_network(), epochs=1, key="one")
-    with pytest.raises(CheckpointError, match="belongs to trial one and not to two"):
-        train(tmp_path, make_network(), epochs=1, key="two")
 
 
 def test_only_what_trains_is_optimised() -> None:

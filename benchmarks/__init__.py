@@ -1,0 +1,16 @@
+"""Side-by-side ratios: ours against what people would write without us, in one run.
+
+``python -m benchmarks`` runs them; `REGISTRY` names them. Each is a module with
+``run(rounds: int) -> list[dict]`` whose dicts are made by `benchmarks.protocol.result`.
+"""
+
+from __future__ import annotations
+
+REGISTRY: dict[str, str] = {
+    "R8": "benchmarks.trial_start",
+    "R9": "benchmarks.metric_logging",
+    "R10": "benchmarks.makespan",
+    "R13": "benchmarks.agent_overhead",
+    "R14": "benchmarks.agent_idle",
+}
+"""Benchmark id -> its module, which is imported when it runs."""
