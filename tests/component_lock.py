@@ -39,7 +39,10 @@ FILES: dict[str, list[str]] = {
     ],
     "freeze": ["sharedenc/models/freeze.py"],
     "detection_head": ["sharedenc/models/detection_head.py", "sharedenc/models/boxes.py"],
-    "segmentation_head": ["sharedenc/models/segmentation_head.py"],
+    "segmentation_head": [
+        "sharedenc/models/segmentation_head.py",
+        "sharedenc/training/segmentation_loss.py",
+    ],
     "losses": ["sharedenc/training/losses.py", "sharedenc/training/matching.py"],
     "schedule": ["sharedenc/training/schedule.py"],
     "loop": [

@@ -47,8 +47,11 @@ class Network(nn.Module):
             maps: dict[str, Tensor] = self.encoder(x)
         return maps
 
-    def decode(self, maps: dict[str, Tensor], size: tuple[int, int]) -> dict[str, Tensor]:
-        """Head outputs for the encoder's maps of images of ``size`` (H, W); see `forward`."""
+    def decode(self, maps: dict[str, Tensor], size: tuple[int, int] | None) -> dict[str, Tensor]:
+        """Head outputs for the encoder's maps of images of ``size`` (H, W); see `forward`.
+
+        Without a size the segmentation logits stay on the low map's grid.
+        """
         outputs: dict[str, Tensor] = {}
         if self.det_head is not None:
             outputs.update(self.det_head(maps))

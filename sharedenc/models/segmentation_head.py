@@ -23,7 +23,12 @@ class SegmentationHead(nn.Module):
         self.num_classes = num_classes
         self.classifier = LRASPPHead(low_channels, high_channels, num_classes, INTER_CHANNELS)
 
-    def forward(self, features: Mapping[str, Tensor], size: tuple[int, int]) -> Tensor:
-        """Logits ``[B, num_classes, *size]``, upsampled bilinearly from the low map's grid."""
-        logits = self.classifier({"low": features["low"], "high": features["high"]})
+    def forward(self, features: Mapping[str, Tensor], size: tuple[int, int] | None) -> Tensor:
+        """Logits ``[B, num_classes, *size]``, upsampled bilinearly from the low map's grid.
+
+        Without a size they stay on that grid, which is all that the loss wants.
+        """
+        logits: Tensor = self.classifier({"low": features["low"], "high": features["high"]})
+        if size is None:
+            return logits
         return F.interpolate(logits, size=size, mode="bilinear", align_corners=False)

@@ -78,10 +78,19 @@ def place(network: Network, numerics: Numerics, device: str) -> Network:
     return network.to(device=device, memory_format=layout)  # type: ignore[call-overload,no-any-return]
 
 
-def forward(network: Network, images: Tensor, numerics: Numerics) -> dict[str, Tensor]:
-    """Run the network on uint8 images ``[B, 3, S, S]`` that lie on its device."""
+def forward(
+    network: Network, images: Tensor, numerics: Numerics, *, upsample: bool = True
+) -> dict[str, Tensor]:
+    """Run the network on uint8 images ``[B, 3, S, S]`` that lie on its device.
+
+    Args:
+        upsample: Give segmentation logits at the images' size; the losses take them on the head's
+            grid as well, where they are a sixty-fourth as large.
+    """
     x = normalise(images, memory_format=numerics.memory_format)
     mixed = numerics.precision == "bfloat16"
     with torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=mixed):
+        if not upsample:
+            return network.decode(network.encode(x), None)
         outputs: dict[str, Tensor] = network(x)
     return outputs
