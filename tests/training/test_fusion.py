@@ -79,7 +79,7 @@ def changed(name: str) -> Recipe:
     elif isinstance(before, bool):
         after = not before
     elif after is None:
-        after = before + 1 if isinstance(before, int) else 0.9 * before + 0.02
+        after = before + 1 if isinstance(before, int) else 0.9 * before + 0.013
     return replace(Recipe(), **{name: after})
 
 
