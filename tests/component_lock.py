@@ -25,6 +25,8 @@ FILES: dict[str, list[str]] = {
         "sharedenc/data/packed.py",
         "sharedenc/data/packing.py",
         "sharedenc/data/rasterise.py",
+        "sharedenc/data/label_runs.py",
+        "sharedenc/data/decoded.py",
         "sharedenc/data/classes.py",
     ],
     "transforms": [

@@ -19,7 +19,7 @@ EXAMPLES = """\b
 Examples:
   sharedenc data synthetic --out shapes --images 112
   sharedenc data fetch coco --out /data/coco
-  sharedenc data prepare --data /data/coco
+  sharedenc data prepare --data /data/coco --decoded
   sharedenc data stats --data /data/coco
   sharedenc data show --data /data/coco --out sheet.png
 """
@@ -60,19 +60,54 @@ def synthetic(out: Path, images: str, seed: int) -> None:
 @data.command(epilog="Example: sharedenc data prepare --data /data/coco")
 @data_options
 @click.option("--out", type=OUT_FOLDER, help="Folder for the pack [default: in the cache folder].")
+@click.option(
+    "--decoded",
+    is_flag=True,
+    help="Also put the decoded pictures beside it: more disk, less work for every epoch.",
+)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output.")
 def prepare(
-    data: Path | None, cache_dir: Path | None, out: Path | None, as_json: bool, **rules: Any
+    data: Path | None,
+    cache_dir: Path | None,
+    out: Path | None,
+    decoded: bool,
+    as_json: bool,
+    **rules: Any,
 ) -> None:
-    """Build the packed form that training reads (or find it in the cache)."""
+    """Build the packed form that training reads (or find it in the cache).
+
+    With --decoded, training reads pixels instead of JPEGs, the same to the bit; results and keys do
+    not depend on it. To have the disk back, delete the folder that is named.
+    """
+    from sharedenc.data.decoded import find_decoded
+
     pack = _pack(data, cache_dir, rules, out)
+    if decoded:
+        _decode(pack)
+    pixels = find_decoded(pack.root, pack.digest)
     if as_json:
         from sharedenc.data.stats import data_stats
 
-        click.echo(json.dumps(data_stats(pack)))
+        place = None if pixels is None else str(pixels)
+        click.echo(json.dumps(data_stats(pack) | {"decoded": place}))
         return
     click.echo(f"{pack.name}: {pack.root}\ndigest {pack.digest}")
+    if pixels is not None:
+        click.echo(f"decoded pictures: {pixels}")
     _warn(pack)
+
+
+def _decode(pack: PackedDataset) -> None:
+    """Put decoded pictures beside a pack, having said what they cost."""
+    from sharedenc.data.decoded import decode_pack, decoded_bytes, decoded_folder
+    from sharedenc.data.progress import amount
+
+    click.echo(
+        f"Decoded pictures of {pack.name} take {amount(decoded_bytes(pack))} of disk in "
+        f"{decoded_folder(pack.root)}",
+        err=True,
+    )
+    decode_pack(pack)
 
 
 @data.command(epilog="Example: sharedenc data stats --data /data/coco --json")

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Container, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -14,13 +15,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from sharedenc.data.transforms import (
-    EvalTransform,
-    ModelSample,
-    TrainTransform,
-    eval_transform,
-    train_transform,
-)
+from sharedenc.data.loaders import Loaders
+from sharedenc.data.transforms import ModelSample, Transform, eval_transform, train_transform
 from sharedenc.errors import DataError
 from sharedenc.spec import Recipe
 
@@ -94,13 +90,18 @@ def train_batches(
     *,
     seed: int,
     epoch: int,
-    workers: int = 0,
+    workers: int | Loaders = 0,
     skip: int = 0,
+    pin: bool = False,
 ) -> Iterator[Batch]:
     """One epoch in an order of its own, augmented; the same for any number of ``workers``.
 
-    The first ``skip`` batches are left out without being read. A last batch of one picture is
-    dropped: batch norm on a 1x1 map has nothing to average over.
+    A last batch of one picture is dropped: batch norm on a 1x1 map has nothing to average over.
+
+    Args:
+        workers: Loader processes, or who finds out how many there should be.
+        skip: So many batches are left out at the beginning, without being read.
+        pin: Put the tensors into page-locked memory, from which a GPU copies by itself.
 
     Raises:
         DataError: the split has no picture, or one only.
@@ -112,13 +113,24 @@ def train_batches(
     if not batches:
         raise DataError(f"the training split has {len(split)} image(s); a batch needs at least 2")
     samples = _TrainSamples(split, train_transform(recipe), seed, epoch)
-    return _load(samples, batches[skip:], workers)
+    return _load(samples, batches[skip:], workers, pin)
 
 
 def eval_batches(
-    split: PackedSplit, recipe: Recipe, *, workers: int = 0, limit: int | None = None
+    split: PackedSplit,
+    recipe: Recipe,
+    *,
+    workers: int | Loaders = 0,
+    limit: int | None = None,
+    blind: Container[int] = (),
+    pin: bool = False,
 ) -> Iterator[Batch]:
     """All pictures (or the first ``limit``) in the split's order, without augmentation.
+
+    Args:
+        workers: As for `train_batches`, and ``pin`` too.
+        blind: Numbers (from 0) of batches whose pictures are not needed: they are not decoded, and
+            ``images`` is ``[B, 3, 0, 0]``. All else is as always.
 
     Raises:
         DataError: there is no picture.
@@ -126,8 +138,10 @@ def eval_batches(
     count = len(split) if limit is None else min(limit, len(split))
     if count < 1:
         raise DataError("the split to evaluate has no images; at least 1 is needed")
-    samples = _EvalSamples(split, eval_transform(recipe))
-    return _load(samples, _chunks(range(count), recipe.batch_size), workers)
+    batches = _chunks(range(count), recipe.batch_size)
+    unseen = {i for number, batch in enumerate(batches) if number in blind for i in batch}
+    samples = _EvalSamples(split, eval_transform(recipe), frozenset(unseen))
+    return _load(samples, batches, workers, pin)
 
 
 def _chunks(indices: Sequence[int], size: int) -> list[list[int]]:
@@ -137,7 +151,7 @@ def _chunks(indices: Sequence[int], size: int) -> list[list[int]]:
 @dataclass(frozen=True)
 class _TrainSamples(Dataset[ModelSample]):
     split: PackedSplit
-    transform: TrainTransform
+    transform: Transform
     seed: int
     epoch: int
 
@@ -149,10 +163,26 @@ class _TrainSamples(Dataset[ModelSample]):
 @dataclass(frozen=True)
 class _EvalSamples(Dataset[ModelSample]):
     split: PackedSplit
-    transform: EvalTransform
+    transform: Transform
+    unseen: frozenset[int]
 
     def __getitem__(self, index: int) -> ModelSample:
+        if index in self.unseen:
+            return self.transform(self.split.without_picture(index), picture=False)
         return self.transform(self.split[index])
+
+
+@dataclass(frozen=True)
+class _Batches(Dataset["_Flat"]):
+    """Whole batches by the indices of their samples."""
+
+    samples: _TrainSamples | _EvalSamples
+
+    def __getitem__(self, indices: list[int]) -> _Flat:
+        started = time.perf_counter()
+        flat = _Flat.of([self.samples[index] for index in indices])
+        flat.made_s = time.perf_counter() - started
+        return flat
 
 
 @dataclass
@@ -160,7 +190,7 @@ class _Flat:
     """A batch with all boxes in one tensor: what a worker sends.
 
     Each tensor between processes is a file descriptor; one per picture and kind would pass the
-    usual limit of 1024 with eight workers.
+    usual limit of 1024 with eight workers. ``made_s`` is how long it took to make.
     """
 
     images: Tensor
@@ -170,6 +200,7 @@ class _Flat:
     masks: Tensor | None
     image_ids: list[int]
     sizes: list[tuple[int, int]]
+    made_s: float = 0.0
 
     @classmethod
     def of(cls, samples: list[ModelSample]) -> _Flat:
@@ -189,6 +220,16 @@ class _Flat:
             sizes=[sample.size for sample in samples],
         )
 
+    def pin_memory(self) -> _Flat:
+        """The same in page-locked memory; a loader's own thread calls this too."""
+        return replace(
+            self,
+            images=self.images.pin_memory(),
+            boxes=self.boxes.pin_memory(),
+            labels=self.labels.pin_memory(),
+            masks=None if self.masks is None else self.masks.pin_memory(),
+        )
+
     def batch(self) -> Batch:
         return Batch(
             images=self.images,
@@ -201,36 +242,67 @@ class _Flat:
 
 
 def _load(
-    samples: _TrainSamples | _EvalSamples, batches: list[list[int]], workers: int
+    samples: _TrainSamples | _EvalSamples,
+    batches: list[list[int]],
+    workers: int | Loaders,
+    pin: bool,
 ) -> Iterator[Batch]:
     # Samples are spread over processes or trials, one thread each. Set before any fork: OpenCV's
     # pool threads do not exist in a child, which would wait for them for ever.
     cv2.setNumThreads(1)
+    source = _Batches(samples)
+    if isinstance(workers, int):
+        for flat in _flats(source, batches, workers, pin):
+            yield flat.batch()
+        return
+    probes = batches[: workers.probes]
+    yield from _timed(_flats(source, probes, 0, pin), workers, alone=True)
+    batches = batches[len(probes) :]
+    if batches:
+        yield from _timed(_flats(source, batches, workers.count(len(batches)), pin), workers)
+
+
+def _timed(flats: Iterable[_Flat], loaders: Loaders, alone: bool = False) -> Iterator[Batch]:
+    """Hand out batches and note how long each was kept; ``alone``: to its step's very end."""
+    for flat in flats:
+        started = time.perf_counter()
+        yield flat.batch()
+        if alone and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+            torch.cuda.synchronize()
+        loaders.note(flat.made_s, time.perf_counter() - started)
+
+
+def _flats(source: _Batches, batches: list[list[int]], workers: int, pin: bool) -> Iterator[_Flat]:
     workers = min(workers, len(os.sched_getaffinity(0)), len(batches))
     if workers < 1:
         for indices in batches:
-            yield _Flat.of([samples[index] for index in indices]).batch()
+            yield source[indices].pin_memory() if pin else source[indices]
         return
-    loader: DataLoader[ModelSample] = DataLoader(
-        samples,
-        batch_sampler=batches,
+    loader: DataLoader[_Flat] = DataLoader(
+        source,
+        sampler=batches,  # whole batches are its samples
+        batch_size=None,
+        collate_fn=_as_it_is,  # type: ignore[arg-type]  # torch's type is of lists of samples
         num_workers=workers,
-        collate_fn=_Flat.of,
         worker_init_fn=_one_thread,
+        pin_memory=pin,
         # Without a generator of its own the loader would take a number from torch's global one,
         # and dropout would depend on the number of workers.
         generator=torch.Generator(),
     )
-    batch_iterator = iter(loader)
+    flats = iter(loader)
     try:
-        for flat in batch_iterator:
-            yield flat.batch()
+        yield from flats
     except DataError as error:
         # The loader puts the worker's whole traceback before the message.
         raise DataError(str(error).rsplit("DataError: ", 1)[-1].strip()) from error
     finally:
         # A traceback that someone keeps would keep the loader, and with it its processes.
-        batch_iterator._shutdown_workers()  # type: ignore[attr-defined]
+        flats._shutdown_workers()  # type: ignore[attr-defined]
+
+
+def _as_it_is(flat: _Flat) -> _Flat:
+    return flat
 
 
 def _one_thread(_worker: int) -> None:

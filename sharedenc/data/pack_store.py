@@ -1,8 +1,8 @@
 """Packs by digest in a storage: built once, fetched once per node.
 
-A pack's files lie below ``packs/<digest>``, each under the SHA-256 of its own bytes, and
-``packs/<digest>/files.json``, which is written last, says which of them make the pack. Two builders
-of one digest may differ in bytes (another PNG library), and cannot mix.
+A pack's files lie below ``packs/<format>/<digest>``, each under the SHA-256 of its own bytes, and
+``files.json`` there, which is written last, says which of them make the pack. Two builders of one
+digest may differ in bytes (warnings, source files' times), and cannot mix.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from tempfile import TemporaryDirectory
 
 from sharedenc.data.dataset import slug
 from sharedenc.data.packed import PackedDataset, cache_dir
-from sharedenc.data.packing import META, disk_errors_are_told
+from sharedenc.data.packing import FORMAT, META, disk_errors_are_told
 from sharedenc.errors import DataError
 from sharedenc.files import file_sha256, locked, sync_folder, write_atomic
 from sharedenc.storage import Storage, StorageError
@@ -33,7 +33,7 @@ def publish(pack: Path, storage: Storage) -> str:
         StorageError: the storage cannot be reached.
     """
     found = PackedDataset.open(pack)
-    place = f"packs/{found.digest}"
+    place = _place(found.digest)
     if storage.exists(f"{place}/{LISTING}"):
         return found.digest
     listing: dict[str, str] = {}
@@ -68,6 +68,11 @@ def fetch(digest: str, storage: Storage, cache: Path | None = None) -> Path:
             return found if found is not None else _fetch(digest, storage, packs)
 
 
+def _place(digest: str) -> str:
+    # Packs of another format have the same digest, since they hold the same data.
+    return f"packs/{FORMAT}/{digest}"
+
+
 def _cached(packs: Path, digest: str) -> Path | None:
     for folder in sorted(packs.glob(f"*-{digest[:16]}")):
         try:
@@ -80,7 +85,7 @@ def _cached(packs: Path, digest: str) -> Path | None:
 
 
 def _fetch(digest: str, storage: Storage, packs: Path) -> Path:
-    place = f"packs/{digest}"
+    place = _place(digest)
     fetching = packs / f".fetching-{digest[:24]}"
     # Only a process that died can have left it: its lock is ours now.
     shutil.rmtree(fetching, ignore_errors=True)

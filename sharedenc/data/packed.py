@@ -20,6 +20,8 @@ import numpy.typing as npt
 
 from sharedenc.data.classes import IGNORE_LABEL, ClassList
 from sharedenc.data.dataset import SPLITS, AskedRules, DataRules, Source, Split, open_source, slug
+from sharedenc.data.decoded import find_decoded
+from sharedenc.data.label_runs import from_runs
 from sharedenc.data.packing import FORMAT, META, build, disk_errors_are_told, sync_folder
 from sharedenc.errors import DataError, check_choice
 from sharedenc.spec import Task
@@ -29,10 +31,10 @@ from sharedenc.spec import Task
 class RawSample:
     """One image as stored.
 
-    ``image``: uint8 ``[H, W, 3]``, RGB. ``label_map``: uint8 ``[H, W]``, 0 background, 255 ignore;
-    None without masks. ``boxes``: float32 ``[N, 4]``, xyxy in pixels; ``labels``: int64 ``[N]``;
-    ``crowd``: bool ``[N]`` (drop in training; label 0: an ignore region of no class); ``areas``:
-    float32 ``[N]``, pixels of the outline.
+    ``image``: uint8 ``[H, W, 3]``, RGB, perhaps read-only. ``label_map``: uint8 ``[H, W]``, 0
+    background, 255 ignore; None without masks. ``boxes``: float32 ``[N, 4]``, xyxy in pixels;
+    ``labels``: int64 ``[N]``; ``crowd``: bool ``[N]`` (drop in training; label 0: an ignore region
+    of no class); ``areas``: float32 ``[N]``, pixels of the outline.
     """
 
     image: npt.NDArray[np.uint8]
@@ -49,16 +51,30 @@ class PackedSplit(Sequence[RawSample]):
 
     Files are mapped on first access in each process, so that all readers of a node share the page
     cache; a split can be pickled and read from threads and worker processes.
+
+    Args:
+        folder: Of the pack.
+        masks: Whether it has label maps.
+        decoded: Folder of its decoded pictures, which are then read instead (see `decoded`).
     """
 
-    def __init__(self, folder: Path, split: Split, classes: ClassList, masks: bool) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        split: Split,
+        classes: ClassList,
+        masks: bool,
+        decoded: Path | None = None,
+    ) -> None:
         self.split = split
         self.classes = classes
         self._images, self._masks = folder / f"{split}.images", folder / f"{split}.masks"
+        self._pixels = None if decoded is None else decoded / f"{split}.pixels"
         self._has_masks = masks
         # numpy leaves a file open that it opened itself and cannot read.
         with (folder / f"{split}.npz").open("rb") as file, np.load(file) as index:
             self._index: dict[str, npt.NDArray[Any]] = {key: index[key] for key in index.files}
+        self._index["pixel_ends"] = np.concatenate([[0], np.cumsum(self.picture_bytes())])
         self._maps: dict[Path, npt.NDArray[np.uint8]] = {}
         for path, ends in ((self._images, "image_ends"), (self._masks, "mask_ends")):
             size = int(self._index[ends][-1])
@@ -76,23 +92,42 @@ class PackedSplit(Sequence[RawSample]):
     @overload
     def __getitem__(self, index: slice) -> list[RawSample]: ...
     def __getitem__(self, index: int | slice) -> RawSample | list[RawSample]:
-        import cv2
-
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
         i = range(len(self))[index]
+        return self._sample(i, self.decode(i) if self._pixels is None else self._decoded(i))
+
+    def without_picture(self, index: int) -> RawSample:
+        """Return a sample whose picture is not read: black, of the right size, without memory."""
+        i = range(len(self))[index]
+        return self._sample(i, np.broadcast_to(np.uint8(0), (*self._size(i), 3)))
+
+    def decode(self, index: int) -> npt.NDArray[np.uint8]:
+        """Decode one picture, uint8 ``[H, W, 3]``, RGB.
+
+        Raises:
+            DataError: its bytes are damaged.
+        """
+        import cv2
+
         # Annotations count in stored pixels; packing has checked that the sizes agree.
         flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
-        image: Any = cv2.imdecode(self._bytes(self._images, "image_ends", i), flags)
-        label_map: Any = None
+        image: Any = cv2.imdecode(self._bytes(self._images, "image_ends", index), flags)
+        if image is None:
+            raise self._damaged(index)
+        return np.asarray(image, np.uint8)
+
+    def _decoded(self, i: int) -> npt.NDArray[np.uint8]:
+        assert self._pixels is not None
+        return self._bytes(self._pixels, "pixel_ends", i).reshape(*self._size(i), 3)
+
+    def _sample(self, i: int, image: npt.NDArray[np.uint8]) -> RawSample:
+        label_map = None
         if self._has_masks:
-            png = self._bytes(self._masks, "mask_ends", i)
-            label_map = cv2.imdecode(png, cv2.IMREAD_GRAYSCALE)
-        if image is None or (self._has_masks and label_map is None):
-            raise DataError(
-                f"image {self.ids[i]} in {self._images.parent} is damaged on the disk: delete that "
-                "pack to build it anew"
-            )
+            try:
+                label_map = from_runs(self._bytes(self._masks, "mask_ends", i), *self._size(i))
+            except ValueError as error:
+                raise self._damaged(i) from error
         objects = self._objects(i)
         return RawSample(
             image=image,
@@ -104,6 +139,16 @@ class PackedSplit(Sequence[RawSample]):
             image_id=int(self._index["ids"][i]),
         )
 
+    def _damaged(self, i: int) -> DataError:
+        return DataError(
+            f"image {self.ids[i]} in {self._images.parent} is damaged on the disk: delete that "
+            "pack to build it anew"
+        )
+
+    def _size(self, i: int) -> tuple[int, int]:
+        """Height and width."""
+        return int(self._index["heights"][i]), int(self._index["widths"][i])
+
     @property
     def ids(self) -> list[int]:
         """Image ids, rising."""
@@ -112,6 +157,11 @@ class PackedSplit(Sequence[RawSample]):
     def sizes(self) -> npt.NDArray[np.int32]:
         """Width and height of every image, int32 ``[len, 2]``."""
         return np.stack([self._index["widths"], self._index["heights"]], axis=1)
+
+    def picture_bytes(self) -> npt.NDArray[np.int64]:
+        """Bytes of every decoded picture, int64 ``[len]``."""
+        sizes = self.sizes().astype(np.int64)
+        return 3 * sizes[:, 0] * sizes[:, 1]
 
     def stored_bytes(self) -> int:
         """Size of the split's files."""
@@ -164,7 +214,7 @@ class PackedSplit(Sequence[RawSample]):
 
     def _bytes(self, path: Path, ends: str, i: int) -> npt.NDArray[np.uint8]:
         if path not in self._maps:
-            self._maps[path] = np.memmap(path, np.uint8, mode="r")
+            self._maps[path] = np.asarray(np.memmap(path, np.uint8, mode="r"))
         return self._maps[path][int(self._index[ends][i]) : int(self._index[ends][i + 1])]
 
 
@@ -180,8 +230,10 @@ class PackedDataset:
         self.warnings: list[str] = list(meta["warnings"])
         self.rules = DataRules.from_dict(meta["rules"])
         self.fingerprint: str = meta["fingerprint"]
+        decoded = find_decoded(root, self.digest)
         self._splits = {
-            split: PackedSplit(root, split, self.classes, "seg" in self.tasks) for split in SPLITS
+            split: PackedSplit(root, split, self.classes, "seg" in self.tasks, decoded)
+            for split in SPLITS
         }
 
     @classmethod
@@ -202,7 +254,10 @@ class PackedDataset:
             raise DataError(
                 f"the pack {root} is damaged ({error}); delete it to build it anew"
             ) from error
-        raise DataError(f"the pack {root} has format {meta['format']}, not {FORMAT}; delete it")
+        raise DataError(
+            f"the pack {root} has format {meta['format']}, not {FORMAT}: delete it and give the "
+            "data set that it was made from"
+        )
 
     def split(self, name: str) -> PackedSplit:
         """Return the split `train`, `val` or `test`."""

@@ -1,8 +1,8 @@
 """Builds the packed form of a data set: a folder that is either complete or not there.
 
 Per split: `<split>.images` (the original encoded pictures, one after the other), `<split>.masks`
-(label maps as grey PNGs, drawn once at full size), `<split>.npz` (offsets, sizes, boxes). And
-`splits.json` (image ids), `pack.json` (names, digest, warnings), which is written last.
+(label maps, drawn once at full size, see `label_runs`), `<split>.npz` (offsets, sizes, boxes).
+And `splits.json` (image ids), `pack.json` (names, digest, warnings), which is written last.
 """
 
 from __future__ import annotations
@@ -21,11 +21,12 @@ import numpy as np
 import numpy.typing as npt
 
 from sharedenc.data.dataset import SPLITS, Record, Source, Split
+from sharedenc.data.label_runs import to_runs
 from sharedenc.data.progress import progress
 from sharedenc.data.rasterise import IGNORE, label_map
 from sharedenc.errors import DataError
 
-FORMAT = 1
+FORMAT = 2
 """Of the files; a pack of another format is built anew. It is not part of the data digest."""
 META = "pack.json"
 
@@ -116,15 +117,14 @@ class _Writer:
                 _close(file)
 
     def add(self, record: Record, data: bytes, drawn: npt.NDArray[np.uint8] | None) -> None:
-        import cv2
-
         self._records.append(record)
         append(self._images, data)
         self._image_ends.append(self._image_ends[-1] + len(data))
         if self._masks is not None:
-            png = cv2.imencode(".png", drawn)[1].tobytes()
-            append(self._masks, png)
-            self._mask_ends.append(self._mask_ends[-1] + len(png))
+            assert drawn is not None, "a pack with masks has a label map for every picture"
+            runs = to_runs(drawn)
+            append(self._masks, runs)
+            self._mask_ends.append(self._mask_ends[-1] + len(runs))
 
     def _write_index(self) -> None:
         items = [item for record in self._records for item in record.objects]
@@ -245,7 +245,7 @@ def _label_map(record: Record, source: Source) -> npt.NDArray[np.uint8]:
 
 
 def _content(record: Record, picture: bytes, drawn: npt.NDArray[np.uint8] | None) -> bytes:
-    # The drawn labels stand for the outlines; not as PNG, whose bytes depend on zlib's version.
+    # The drawn labels stand for the outlines, and not the form in which they are stored.
     labels = "" if drawn is None else hashlib.sha256(drawn.tobytes()).hexdigest()
     objects = [[item.label, item.box, item.area, item.crowd] for item in record.objects]
     size = [record.width, record.height]

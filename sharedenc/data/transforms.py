@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import cv2
@@ -28,10 +28,9 @@ if TYPE_CHECKING:
 Pixels = npt.NDArray[np.uint8]
 Boxes = npt.NDArray[np.float32]
 JitterName = Literal["brightness", "contrast", "saturation", "hue"]
-TrainTransform = Callable[["RawSample", np.random.Generator], "ModelSample"]
-EvalTransform = Callable[["RawSample"], "ModelSample"]
 
 CROP_TRIES = 10
+NO_PICTURE: Pixels = np.empty((0, 0, 3), np.uint8)
 
 
 @dataclass(frozen=True)
@@ -204,26 +203,28 @@ JITTER: dict[JitterName, Callable[[Pixels, float], Pixels]] = {
 }
 
 
-def apply_fast(raw: RawSample, augmentation: Augmentation, recipe: Recipe) -> ModelSample:
-    """Apply a drawn augmentation on uint8; the crop comes before all pixel work."""
+def apply_fast(
+    raw: RawSample, augmentation: Augmentation, recipe: Recipe, picture: bool = True
+) -> ModelSample:
+    """Apply a drawn augmentation on uint8; the crop comes before all pixel work.
+
+    Args:
+        picture: Whether the picture is wanted; the sample's ``image`` is ``[3, 0, 0]`` otherwise.
+    """
     crop, px = augmentation.crop, recipe.image_px
     rows = slice(crop.top, crop.top + crop.height)
     columns = slice(crop.left, crop.left + crop.width)
-    image = resize(raw.image[rows, columns], px)
+    image = NO_PICTURE
+    if picture:
+        image = _apply_to_picture(raw.image[rows, columns], augmentation, recipe)
     mask: Pixels | None = None
     if raw.label_map is not None:
         # The "exact" rule samples at pixel centres, as the image does; plain INTER_NEAREST is
         # half a pixel off and is not symmetric under a flip.
         way = cv2.INTER_NEAREST_EXACT
         mask = cv2.resize(raw.label_map[rows, columns], (px, px), interpolation=way)
-    if augmentation.flip:
-        image = cv2.flip(image, 1)
-        mask = None if mask is None else cv2.flip(mask, 1)
-    for name, factor in augmentation.jitter:
-        image = JITTER[name](image, factor)
-    if augmentation.blur_sigma is not None:
-        kernel = (recipe.blur_kernel, recipe.blur_kernel)
-        image = cv2.GaussianBlur(image, kernel, augmentation.blur_sigma)
+        if augmentation.flip:
+            mask = cv2.flip(mask, 1)
     boxes, keep = map_boxes(raw.boxes, augmentation, recipe)
     keep &= ~raw.crowd
     return ModelSample(
@@ -236,6 +237,18 @@ def apply_fast(raw: RawSample, augmentation: Augmentation, recipe: Recipe) -> Mo
     )
 
 
+def _apply_to_picture(window: Pixels, augmentation: Augmentation, recipe: Recipe) -> Pixels:
+    image = resize(window, recipe.image_px)
+    if augmentation.flip:
+        image = cv2.flip(image, 1)
+    for name, factor in augmentation.jitter:
+        image = JITTER[name](image, factor)
+    if augmentation.blur_sigma is not None:
+        kernel = (recipe.blur_kernel, recipe.blur_kernel)
+        image = cv2.GaussianBlur(image, kernel, augmentation.blur_sigma)
+    return image
+
+
 def _owned(pixels: Pixels) -> Pixels:
     """Contiguous and writable, as torch wants it: a pack's memory may be read-only."""
     return np.require(pixels, np.uint8, ["C", "W"])
@@ -243,12 +256,17 @@ def _owned(pixels: Pixels) -> Pixels:
 
 @dataclass(frozen=True)
 class Transform:
-    """Applies the recipe to samples; picklable, so that loader workers can hold it."""
+    """Applies the recipe to samples; picklable, so that loader workers can hold it.
+
+    Without ``picture`` a sample's ``image`` is ``[3, 0, 0]``, and the rest as always.
+    """
 
     recipe: Recipe
     train: bool
 
-    def __call__(self, raw: RawSample, rng: np.random.Generator | None = None) -> ModelSample:
+    def __call__(
+        self, raw: RawSample, rng: np.random.Generator | None = None, picture: bool = True
+    ) -> ModelSample:
         height, width = raw.image.shape[:2]
         if self.train and self.recipe.augment:
             if rng is None:
@@ -259,16 +277,17 @@ class Transform:
         if self.recipe.sample_path == "reference":
             from sharedenc.data.transforms_reference import apply_reference
 
-            return apply_reference(raw, augmentation, self.recipe)
-        return apply_fast(raw, augmentation, self.recipe)
+            sample = apply_reference(raw, augmentation, self.recipe)
+            return sample if picture else replace(sample, image=sample.image[:, :0, :0])
+        return apply_fast(raw, augmentation, self.recipe, picture)
 
 
-def train_transform(recipe: Recipe) -> TrainTransform:
+def train_transform(recipe: Recipe) -> Transform:
     """The recipe's random transform; without ``recipe.augment`` the plain one."""
     return Transform(recipe, train=True)
 
 
-def eval_transform(recipe: Recipe) -> EvalTransform:
+def eval_transform(recipe: Recipe) -> Transform:
     """Squash to ``recipe.image_px``, nothing random. Crowd and tiny boxes are dropped here too:
 
     these boxes feed the validation loss; scores are computed against the split's ground truth.

@@ -18,7 +18,7 @@ from sharedenc.data.batch import (
     normalise,
     train_batches,
 )
-from sharedenc.data.packed import PackedSplit, RawSample
+from sharedenc.data.packed import PackedDataset, PackedSplit, RawSample
 from sharedenc.errors import DataError
 from sharedenc.spec import Recipe
 
@@ -172,3 +172,54 @@ def test_normalise_is_imagenets_on_the_0_to_1_scale(memory_format: str) -> None:
     layout = torch.channels_last if memory_format == "channels_last" else torch.contiguous_format
     assert got.is_contiguous(memory_format=layout)
     assert images.equal(kept)
+
+
+@pytest.mark.parametrize("path", ["fast", "reference"])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_blind_batches_have_all_but_their_pictures(
+    tiny_pack: PackedDataset, path: Any, workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = Recipe(batch_size=2, image_px=64, sample_path=path)
+    split = tiny_pack.split("val")
+    full = list(eval_batches(split, recipe))
+    seen = full[1].image_ids
+    real = PackedSplit.decode
+
+    def decode(self: PackedSplit, index: int) -> Any:
+        assert self.ids[index] in seen, "a picture that nobody needs was decoded"
+        return real(self, index)
+
+    monkeypatch.setattr(PackedSplit, "decode", decode)
+    found = list(eval_batches(split, recipe, blind={0, 2}, workers=workers))
+    assert [tuple(batch.images.shape) for batch in found] == [
+        (2, 3, 0, 0),
+        (2, 3, 64, 64),
+        (2, 3, 0, 0),
+    ]
+    assert found[1].images.equal(full[1].images)
+    for batch, other in zip(found, full, strict=True):
+        batch.images = other.images
+    assert_equal(found, full)
+
+
+def test_pinning_is_asked_of_every_tensor(monkeypatch: pytest.MonkeyPatch) -> None:
+    pinned: list[tuple[int, ...]] = []
+
+    def pin_memory(self: torch.Tensor) -> torch.Tensor:
+        pinned.append(tuple(self.shape))
+        return self.clone()
+
+    monkeypatch.setattr(torch.Tensor, "pin_memory", pin_memory)
+    found = list(train_batches(split_of(4), RECIPE, seed=0, epoch=1, pin=True))
+    assert pinned[0] == (4, 3, 64, 64)
+    assert len(pinned) == 4
+    assert_equal(found, list(train_batches(split_of(4), RECIPE, seed=0, epoch=1)))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("workers", [0, 2])
+def test_pinned_batches_lie_in_pinned_memory(workers: int) -> None:
+    (batch,) = train_batches(split_of(4), RECIPE, seed=0, epoch=1, pin=True, workers=workers)
+    assert batch.images.is_pinned()
+    assert batch.masks is not None
+    assert batch.masks.is_pinned()
