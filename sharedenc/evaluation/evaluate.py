@@ -1,25 +1,29 @@
-"""Scores of a network on one split, by one pass over it."""
+"""Scores of networks on one split, by one pass over it."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from sharedenc.data.batch import Batch, eval_batches
+from sharedenc.data.batch import Batch, eval_batches, normalise
 from sharedenc.data.classes import ClassList
+from sharedenc.errors import DataError
 from sharedenc.evaluation.detection import coco_ap
 from sharedenc.evaluation.segmentation import ConfusionMatrix
 from sharedenc.models.boxes import Detections, postprocess
 from sharedenc.models.network import Network
 from sharedenc.spec import Numerics, Recipe
-from sharedenc.training.losses import task_losses
-from sharedenc.training.numerics import forward
+from sharedenc.training.losses import detection_loss
+from sharedenc.training.prefetch import on_device
+from sharedenc.training.segmentation_loss import segment
 
 if TYPE_CHECKING:
+    from sharedenc.data.loaders import Loaders
     from sharedenc.data.packed import PackedSplit
 
 SUMMARY = ("loss", "loss_det", "loss_seg", "mAP", "mAP50", "mAP75", "mIoU", "pixel_acc")
@@ -35,7 +39,7 @@ def evaluate_network(
     numerics: Numerics,
     device: str,
     limit: int | None = None,
-    workers: int = 0,
+    workers: int | Loaders = 0,
     before_batch: Callable[[], None] | None = None,
 ) -> dict[str, float]:
     """Return losses and scores of the network's tasks, in evaluation mode, without augmentation.
@@ -47,50 +51,148 @@ def evaluate_network(
 
     Args:
         limit: Score the first images only.
-        workers: Loader processes.
+        workers: Loader processes, or who finds out how many there should be.
         before_batch: Called before each batch; what it raises ends the evaluation.
     """
-    was_training = network.training
-    network.eval()
-    anchors = None if network.det_head is None else network.det_head.anchors(recipe.image_px)
-    sums: dict[str, float] = defaultdict(float)
-    images = 0
-    rows: list[np.ndarray] = []
-    confusion = ConfusionMatrix(network.num_classes)
+    (outcome,) = evaluate_members(
+        [network],
+        split,
+        [recipe],
+        classes,
+        numerics,
+        device,
+        limit=limit,
+        workers=workers,
+        before_batch=before_batch,
+    )
+    if isinstance(outcome, Exception):
+        raise outcome
+    return outcome
+
+
+def evaluate_members(
+    networks: Sequence[Network],
+    split: PackedSplit,
+    recipes: Sequence[Recipe],
+    classes: ClassList,
+    numerics: Numerics,
+    device: str,
+    *,
+    limit: int | None = None,
+    workers: int | Loaders = 0,
+    before_batch: Callable[[], None] | None = None,
+) -> list[dict[str, float] | Exception]:
+    """Score several networks with equal encoders by one pass of the first one's encoder.
+
+    Returns:
+        By member what `evaluate_network` returns for it alone, to the same bits, or the exception
+        that its own part raised (heads, losses, scores): the others go on without it.
+
+    Raises:
+        ValueError: there is no network, or the recipes ask for different images.
+        Exception: whatever the shared part raised: data, encoder, ``before_batch``.
+    """
+    images = {(recipe.image_px, recipe.batch_size) for recipe in recipes}
+    if len(networks) != len(recipes) or len(images) != 1:
+        raise ValueError(
+            f"{len(networks)} networks with {len(recipes)} recipes of (image_px, batch_size) "
+            f"{sorted(images)}: members of one pass need a recipe each, for the same images"
+        )
+    were_training = [network.training for network in networks]
+    for network in networks:
+        network.eval()
+    members = [_Member(*pair) for pair in zip(networks, recipes, strict=True)]
+    pin = torch.device(device).type == "cuda"
+    mixed = numerics.precision == "bfloat16"
     try:
         with torch.inference_mode():
-            for batch in eval_batches(split, recipe, workers=workers, limit=limit):
+            batches = eval_batches(split, recipes[0], workers=workers, limit=limit, pin=pin)
+            for batch in on_device(batches, device):
                 if before_batch is not None:
                     before_batch()
-                batch = batch.to(device)
-                outputs = forward(network, batch.images, numerics)
-                for task, loss in task_losses(network, outputs, batch, anchors).items():
-                    sums[f"loss_{task}"] += float(loss) * len(batch)
-                images += len(batch)
-                if anchors is not None:
-                    found = postprocess(
-                        outputs["cls_logits"],
-                        outputs["bbox_regression"],
-                        anchors,
-                        recipe.image_px,
-                        recipe,
-                    )
-                    rows += detection_rows(batch, found, recipe.image_px)
-                if batch.masks is not None and "seg" in network.tasks:
-                    predicted = outputs["seg_logits"].argmax(dim=1).to(torch.uint8)
-                    confusion.update(predicted.cpu().numpy(), batch.masks.cpu().numpy())
+                x = normalise(batch.images, memory_format=numerics.memory_format)
+                with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=mixed):
+                    maps = networks[0].encode(x)
+                for member in members:
+                    member.add(maps, batch, mixed)
+                if all(member.error is not None for member in members):
+                    break
     finally:
-        network.train(was_training)
+        for network, was_training in zip(networks, were_training, strict=True):
+            network.train(was_training)
+    return [member.outcome(split, classes, limit) for member in members]
 
-    metrics = {name: total / images for name, total in sums.items()}
-    weights = {"loss_det": 1.0, "loss_seg": recipe.alpha if len(network.tasks) > 1 else 1.0}
-    metrics["loss"] = sum(weights[name] * value for name, value in metrics.items())
-    if anchors is not None:
-        detections = np.concatenate(rows) if rows else np.zeros((0, 7))
-        metrics |= _detection_scores(split, detections, limit)
-    if "seg" in network.tasks:
-        metrics |= _segmentation_scores(confusion, classes)
-    return metrics
+
+class _Member:
+    """What one network makes of the shared maps. After ``error`` it takes no further part."""
+
+    def __init__(self, network: Network, recipe: Recipe) -> None:
+        self.error: Exception | None = None
+        self._network, self._recipe = network, recipe
+        head = network.det_head
+        self._anchors = None if head is None else head.anchors(recipe.image_px)
+        self._sums: dict[str, float] = defaultdict(float)
+        self._images = 0
+        self._rows: list[np.ndarray] = []
+        self._confusion = ConfusionMatrix(network.num_classes)
+
+    def add(self, maps: Mapping[str, Tensor], batch: Batch, mixed: bool) -> None:
+        """Take a batch's maps into account."""
+        if self.error is not None:
+            return
+        try:
+            # A copy of the dict: a head of someone's own may replace a map for itself.
+            with torch.autocast(
+                next(iter(maps.values())).device.type, dtype=torch.bfloat16, enabled=mixed
+            ):
+                outputs = self._network.decode(dict(maps), None)
+            if self._anchors is not None:
+                self._detect(outputs, self._anchors, batch)
+            if "seg" in self._network.tasks:
+                self._segment(outputs, batch)
+            self._images += len(batch)
+        except Exception as error:
+            self.error = error
+
+    def _detect(self, outputs: Mapping[str, Tensor], anchors: Tensor, batch: Batch) -> None:
+        logits, offsets = outputs["cls_logits"], outputs["bbox_regression"]
+        loss = detection_loss(logits, offsets, anchors, batch.boxes, batch.labels)
+        self._sums["loss_det"] += float(loss) * len(batch)
+        px = self._recipe.image_px
+        found = postprocess(logits, offsets, anchors, px, self._recipe)
+        self._rows += detection_rows(batch, found, px)
+
+    def _segment(self, outputs: Mapping[str, Tensor], batch: Batch) -> None:
+        if batch.masks is None:
+            raise DataError("the data set has no masks, so segmentation cannot be scored on it.")
+        loss, predicted = segment(outputs["seg_logits"], batch.masks)
+        self._sums["loss_seg"] += float(loss) * len(batch)
+        self._confusion.update(predicted.cpu().numpy(), batch.masks.cpu().numpy())
+
+    def outcome(
+        self, split: PackedSplit, classes: ClassList, limit: int | None
+    ) -> dict[str, float] | Exception:
+        """The metrics of all batches, or the error."""
+        if self.error is not None:
+            return self.error
+        try:
+            return self._metrics(split, classes, limit)
+        except Exception as error:
+            return error
+
+    def _metrics(
+        self, split: PackedSplit, classes: ClassList, limit: int | None
+    ) -> dict[str, float]:
+        metrics = {name: total / self._images for name, total in self._sums.items()}
+        two = len(self._network.tasks) > 1
+        weights = {"loss_det": 1.0, "loss_seg": self._recipe.alpha if two else 1.0}
+        metrics["loss"] = sum(weights[name] * value for name, value in metrics.items())
+        if self._anchors is not None:
+            detections = np.concatenate(self._rows) if self._rows else np.zeros((0, 7))
+            metrics |= _detection_scores(split, detections, limit)
+        if "seg" in self._network.tasks:
+            metrics |= _segmentation_scores(self._confusion, classes)
+        return metrics
 
 
 def detection_rows(batch: Batch, found: list[Detections], image_px: int) -> list[np.ndarray]:

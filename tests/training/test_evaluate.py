@@ -37,7 +37,10 @@ class Oracle(nn.Module):
         self.right = right
         self.batches: Iterator[Batch] = eval_batches(pack.split(split), RECIPE, limit=limit)
 
-    def forward(self, x: Tensor) -> dict[str, Tensor]:
+    def encode(self, x: Tensor) -> dict[str, Tensor]:
+        return {"low": x}
+
+    def decode(self, maps: dict[str, Tensor], size: tuple[int, int] | None) -> dict[str, Tensor]:
         batch = next(self.batches)
         assert batch.masks is not None
         anchors = self.det_head.anchors(RECIPE.image_px)
