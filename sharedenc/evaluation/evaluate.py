@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -15,9 +17,11 @@ from sharedenc.data.classes import ClassList
 from sharedenc.errors import DataError
 from sharedenc.evaluation.detection import coco_ap
 from sharedenc.evaluation.segmentation import ConfusionMatrix
+from sharedenc.evaluation.tap_file import DamagedTapError
 from sharedenc.models.boxes import Detections, postprocess
+from sharedenc.models.encoders import LEVELS, Level
 from sharedenc.models.network import Network
-from sharedenc.spec import Numerics, Recipe
+from sharedenc.spec import Numerics, Recipe, Task
 from sharedenc.training.losses import detection_loss
 from sharedenc.training.prefetch import on_device
 from sharedenc.training.segmentation_loss import segment
@@ -25,10 +29,13 @@ from sharedenc.training.segmentation_loss import segment
 if TYPE_CHECKING:
     from sharedenc.data.loaders import Loaders
     from sharedenc.data.packed import PackedSplit
+    from sharedenc.evaluation.taps import TapCache
 
 SUMMARY = ("loss", "loss_det", "loss_seg", "mAP", "mAP50", "mAP75", "mIoU", "pixel_acc")
 """The figures that are worth a curve over epochs."""
 FIRST_IOU, IOU_STEP = 0.5, 0.05
+READ: dict[Task, tuple[Level, ...]] = {"det": ("mid", "high"), "seg": ("low", "high")}
+"""The maps that each task's head reads."""
 
 
 def evaluate_network(
@@ -81,8 +88,15 @@ def evaluate_members(
     limit: int | None = None,
     workers: int | Loaders = 0,
     before_batch: Callable[[], None] | None = None,
+    taps: TapCache | None = None,
 ) -> list[dict[str, float] | Exception]:
     """Score several networks with equal encoders by one pass of the first one's encoder.
+
+    Args:
+        networks: They may be of different tasks.
+        recipes: One for each network.
+        taps: Of this encoder on this whole split: maps that are there are read instead of computed,
+            and their pictures are not decoded; others are added.
 
     Returns:
         By member what `evaluate_network` returns for it alone, to the same bits, or the exception
@@ -98,29 +112,86 @@ def evaluate_members(
             f"{len(networks)} networks with {len(recipes)} recipes of (image_px, batch_size) "
             f"{sorted(images)}: members of one pass need a recipe each, for the same images"
         )
+    if taps is not None and limit is not None:
+        raise ValueError(f"limit={limit}: taps are of all batches of a split")
     were_training = [network.training for network in networks]
     for network in networks:
         network.eval()
-    members = [_Member(*pair) for pair in zip(networks, recipes, strict=True)]
-    pin = torch.device(device).type == "cuda"
-    mixed = numerics.precision == "bfloat16"
+
+    def new_members() -> list[_Member]:
+        return [_Member(*pair) for pair in zip(networks, recipes, strict=True)]
+
+    def batches(blind: Container[int]) -> Iterator[Batch]:
+        pin = torch.device(device).type == "cuda"
+        found = eval_batches(split, recipes[0], workers=workers, limit=limit, blind=blind, pin=pin)
+        for batch in on_device(found, device):
+            if before_batch is not None:
+                before_batch()
+            yield batch
+
+    maps = _Maps(networks, numerics, taps)
     try:
         with torch.inference_mode():
-            batches = eval_batches(split, recipes[0], workers=workers, limit=limit, pin=pin)
-            for batch in on_device(batches, device):
-                if before_batch is not None:
-                    before_batch()
-                x = normalise(batch.images, memory_format=numerics.memory_format)
-                with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=mixed):
-                    maps = networks[0].encode(x)
-                for member in members:
-                    member.add(maps, batch, mixed)
-                if all(member.error is not None for member in members):
+            for stored in (maps.stored, frozenset[int]()):
+                maps.stored, members = stored, new_members()
+                # Where one cannot be read, pictures have been left out that are needed after all.
+                with contextlib.suppress(DamagedTapError):
+                    _score(members, batches(stored), maps)
                     break
     finally:
         for network, was_training in zip(networks, were_training, strict=True):
             network.train(was_training)
     return [member.outcome(split, classes, limit) for member in members]
+
+
+def _score(members: Sequence[_Member], batches: Iterable[Batch], maps: _Maps) -> None:
+    """Let the members make what they make of each batch, until all have failed."""
+    for number, batch in enumerate(batches):
+        found = maps.of(number, batch)
+        for member in members:
+            member.add(found, batch, maps.autocast)
+        if all(member.error is not None for member in members):
+            return
+
+
+class _Maps:
+    """The encoder's maps of each batch, computed or read."""
+
+    def __init__(
+        self, networks: Sequence[Network], numerics: Numerics, taps: TapCache | None
+    ) -> None:
+        self._network, self._numerics, self._taps = networks[0], numerics, taps
+        self._levels: tuple[Level, ...] = ()
+        self.stored: frozenset[int] = frozenset()
+        if taps is not None:
+            read = {level for network in networks for task in network.tasks for level in READ[task]}
+            self._levels = tuple(level for level in LEVELS if level in read)
+            self.stored = taps.stored(self._levels)
+
+    def autocast(self, device: torch.device) -> torch.autocast:
+        """What encoder and heads run in."""
+        mixed = self._numerics.precision == "bfloat16"
+        return torch.autocast(device.type, dtype=torch.bfloat16, enabled=mixed)
+
+    def of(self, number: int, batch: Batch) -> Mapping[str, Tensor]:
+        """The maps of a batch; only those that some member reads if they come from the disk.
+
+        Raises:
+            DamagedTapError: they were to be read and could not.
+        """
+        device = batch.images.device
+        if self._taps is not None and number in self.stored:
+            read = self._taps.read(number, self._levels)
+            return {level: tensor.to(device) for level, tensor in read.items()}
+        started = time.perf_counter()
+        x = normalise(batch.images, memory_format=self._numerics.memory_format)
+        with self.autocast(device):
+            maps = self._network.encode(x)
+        if self._taps is not None:
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            self._taps.write(number, maps, self._levels, time.perf_counter() - started)
+        return maps
 
 
 class _Member:
@@ -136,15 +207,15 @@ class _Member:
         self._rows: list[np.ndarray] = []
         self._confusion = ConfusionMatrix(network.num_classes)
 
-    def add(self, maps: Mapping[str, Tensor], batch: Batch, mixed: bool) -> None:
+    def add(
+        self, maps: Mapping[str, Tensor], batch: Batch, autocast: Callable[[torch.device], Any]
+    ) -> None:
         """Take a batch's maps into account."""
         if self.error is not None:
             return
         try:
-            # A copy of the dict: a head of someone's own may replace a map for itself.
-            with torch.autocast(
-                next(iter(maps.values())).device.type, dtype=torch.bfloat16, enabled=mixed
-            ):
+            with autocast(batch.images.device):
+                # A copy of the dict: what one head puts there is nothing to the next.
                 outputs = self._network.decode(dict(maps), None)
             if self._anchors is not None:
                 self._detect(outputs, self._anchors, batch)

@@ -19,7 +19,7 @@ from sharedenc.models.network import Network
 from sharedenc.spec import Recipe, Task
 from sharedenc.training.losses import detection_loss, segmentation_loss
 from sharedenc.training.numerics import forward
-from tests.training.test_loop import CPU
+from tests.evaluation.one_thread import CPU
 
 if TYPE_CHECKING:
     from sharedenc.data.packed import PackedDataset
