@@ -8,16 +8,14 @@ import torch
 from torch import Tensor
 
 from sharedenc.data.batch import eval_batches, normalise
-from sharedenc.data.packed import PackedDataset
+from sharedenc.data.packed import PackedDataset, cache_dir
 from sharedenc.errors import CheckpointError, DataError, WeightsError
 from sharedenc.models.build import build_network
 from sharedenc.models.freeze import apply_freeze
 from sharedenc.models.network import Network
-from sharedenc.models.weights import (
-    calibrate_batchnorm,
-    load_encoder_weights,
-    resolve_weights,
-)
+from sharedenc.models.weights import load_encoder_weights, resolve_weights
+from sharedenc.training.calibrated import FOLDER as CALIBRATED
+from sharedenc.training.calibrated import calibrate, calibration_key
 from sharedenc.training.checkpoint import encoder_state
 from sharedenc.training.job import TrialJob
 from sharedenc.training.numerics import place
@@ -76,7 +74,12 @@ def initial_network(job: TrialJob, pack: PackedDataset) -> Network:
         if weights.load is not None:
             load_encoder_weights(network.encoder, weights.load())
         else:
-            calibrate_batchnorm(network.encoder, _calibration_images(job, pack))
+            calibrate(
+                network.encoder,
+                lambda: _calibration_images(job, pack),
+                cache_dir() / CALIBRATED,
+                calibration_key(trial, network.encoder),
+            )
     apply_freeze(network.encoder, cell.freeze, bn_mode=recipe.bn_mode, bias_set=recipe.bias_set)
     return network
 
