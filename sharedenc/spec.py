@@ -318,6 +318,7 @@ class Numerics:
     sample_path: str
     torch: str
     compile_loss: bool = False
+    revision: int = 1
 
     def content(self) -> dict[str, Any]:
         """What of it is in a key: settings added later only where they differ from before."""
@@ -341,8 +342,12 @@ AUTO_COMPILE_LOSS: dict[tuple[str, DeviceKind], bool] = {
     ("*", "cuda"): False,
 }
 
+# Raised where a precision on a device comes to give other bits; 1 where it never has.
+# cpu, bfloat16: 2: float32 gradients of some depthwise convolutions, AdamW's fused kernel.
+REVISIONS: dict[tuple[str, str], int] = {("cpu", "bfloat16"): 2}
+
 # Numerics added after the first release: name -> the value that older trials had.
-LATER_NUMERICS: dict[str, Any] = {"compile_loss": False}
+LATER_NUMERICS: dict[str, Any] = {"compile_loss": False, "revision": 1}
 
 
 def resolve_numerics(
@@ -358,8 +363,9 @@ def resolve_numerics(
     if recipe.compile_loss != "auto":
         compile_loss = recipe.compile_loss == "on"
     on_cpu = kind != "cuda"
+    device = "cpu" if on_cpu else "cuda"
     return Numerics(
-        device="cpu" if on_cpu else "cuda",
+        device=device,
         precision=precision,
         memory_format=memory_format,
         tf32=recipe.tf32 and not on_cpu,
@@ -367,6 +373,7 @@ def resolve_numerics(
         sample_path=recipe.sample_path,
         torch=torch_version,
         compile_loss=compile_loss,
+        revision=REVISIONS.get((device, precision), 1),
     )
 
 

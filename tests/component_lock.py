@@ -52,6 +52,7 @@ FILES: dict[str, list[str]] = {
         "sharedenc/training/run.py",
         "sharedenc/training/initialise.py",
         "sharedenc/training/numerics.py",
+        "sharedenc/training/depthwise.py",
     ],
     "evaluation": [
         "sharedenc/evaluation/evaluate.py",

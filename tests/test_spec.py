@@ -11,7 +11,7 @@ import pytest
 from sharedenc import spec
 from sharedenc.errors import SharedencError, SpecError, nearest
 from sharedenc.presets import PRESETS, preset
-from sharedenc.spec import Cell, Recipe, Trial, resolve_numerics
+from sharedenc.spec import Cell, DeviceKind, Recipe, Trial, resolve_numerics
 
 
 def trial(cell: str = "resnet18/baseline/seg", **changes: Any) -> Trial:
@@ -169,14 +169,27 @@ def test_numerics_come_from_the_table_and_not_from_this_machine() -> None:
 
 
 def test_settings_of_numerics_that_came_later_leave_older_keys_as_they_were() -> None:
-    assert "compile_loss" not in trial().content()["numerics"]
+    assert not {"compile_loss", "revision"} & set(trial().content()["numerics"])
     assert trial(recipe=Recipe(compile_loss="off")).key == trial().key
     compiled = trial(recipe=Recipe(compile_loss="on"))
     assert compiled.content()["numerics"]["compile_loss"] is True
     assert Trial.from_dict(compiled.to_dict()) == compiled
     stored = trial().to_dict()
-    del stored["numerics"]["compile_loss"], stored["recipe"]["compile_loss"]
+    for name in ("compile_loss", "revision"):
+        del stored["numerics"][name]
+    del stored["recipe"]["compile_loss"]
     assert Trial.from_dict(stored).key == trial().key
+
+
+def test_a_revision_is_of_one_precision_on_one_device() -> None:
+    def revision(kind: DeviceKind, precision: str) -> int:
+        recipe = Recipe.from_dict({"precision": precision})
+        return resolve_numerics(recipe, "resnet18", kind, "2.14").revision
+
+    assert revision("cpu-bf16", "auto") == revision("cpu", "bfloat16") == 2
+    assert (
+        revision("cpu-bf16", "float32") == revision("cpu", "auto") == revision("cuda", "auto") == 1
+    )
 
 
 CHANGES: list[dict[str, Any]] = [
@@ -188,6 +201,7 @@ CHANGES: list[dict[str, Any]] = [
     {"recipe": Recipe(precision="bfloat16")},
     {"recipe": Recipe(cpu_threads=2)},
     {"recipe": Recipe(compile_loss="on")},
+    {"numerics": replace(resolve_numerics(Recipe(), "resnet18", "cpu", "2.14"), revision=2)},
     {"components": spec.COMPONENTS | {"losses": 2}},
 ]
 
@@ -208,7 +222,7 @@ def test_numerics_are_all_that_a_compatible_trial_may_differ_in() -> None:
     gpu = resolve_numerics(Recipe(), "resnet18", "cuda", "2.15")
     assert trial(numerics=gpu).key != trial().key
     assert trial(numerics=gpu).compatible_key == trial().compatible_key
-    others = [change for change in CHANGES if "recipe" not in change]
+    others = [change for change in CHANGES if not {"recipe", "numerics"} & set(change)]
     others += [{"recipe": Recipe(epochs=3)}]
     for change in others:
         assert trial(**change).compatible_key != trial().compatible_key

@@ -14,6 +14,7 @@ from torch import Tensor
 from sharedenc.data.batch import normalise
 from sharedenc.models.network import Network
 from sharedenc.spec import Numerics
+from sharedenc.training.depthwise import use_float32_gradients
 
 
 @contextlib.contextmanager
@@ -69,13 +70,41 @@ def set_rng_state(state: Mapping[str, Any], device: torch.device) -> None:
 
 
 def place(network: Network, numerics: Numerics, device: str) -> Network:
-    """Move a network to its device and memory format."""
+    """Move a network to its device and memory format, and choose its kernels."""
+    if numerics.device == "cpu" and numerics.precision == "bfloat16":
+        use_float32_gradients(network)
     layout = (
         torch.channels_last
         if numerics.memory_format == "channels_last"
         else torch.contiguous_format
     )
     return network.to(device=device, memory_format=layout)  # type: ignore[call-overload,no-any-return]
+
+
+def fused_optimizer(numerics: Numerics) -> bool:
+    """Whether AdamW takes all parameters in one kernel, which rounds differently.
+
+    A CPU's bfloat16 trials do (their revision says so), its float32 trials keep their bits.
+    """
+    return numerics.device == "cuda" or numerics.precision == "bfloat16"
+
+
+def encode(network: Network, images: Tensor, numerics: Numerics) -> dict[str, Tensor]:
+    """The encoder's maps of uint8 images ``[B, 3, S, S]`` that lie on the network's device."""
+    x = normalise(images, memory_format=numerics.memory_format)
+    with _mixed(images.device, numerics):
+        return network.encode(x)
+
+
+def decode(network: Network, maps: dict[str, Tensor], numerics: Numerics) -> dict[str, Tensor]:
+    """Raw outputs of the heads for `encode`'s maps; see `forward` without ``upsample``."""
+    with _mixed(maps["high"].device, numerics):
+        return network.decode(maps, None)
+
+
+def _mixed(device: torch.device, numerics: Numerics) -> torch.autocast:
+    mixed = numerics.precision == "bfloat16"
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=mixed)
 
 
 def forward(
@@ -87,10 +116,9 @@ def forward(
         upsample: Give segmentation logits at the images' size; the losses take them on the head's
             grid as well, where they are a sixty-fourth as large.
     """
+    if not upsample:
+        return decode(network, encode(network, images, numerics), numerics)
     x = normalise(images, memory_format=numerics.memory_format)
-    mixed = numerics.precision == "bfloat16"
-    with torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=mixed):
-        if not upsample:
-            return network.decode(network.encode(x), None)
+    with _mixed(images.device, numerics):
         outputs: dict[str, Tensor] = network(x)
     return outputs
