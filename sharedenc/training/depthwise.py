@@ -36,8 +36,9 @@ class Float32GradientConv2d(nn.Conv2d):
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         if not (torch.is_grad_enabled() and torch.is_autocast_enabled("cpu")):
-            return super()._conv_forward(input, weight, bias)
-        output: Tensor = _Float32Gradient.apply(
+            output: Tensor = super()._conv_forward(input, weight, bias)
+            return output
+        output = _Float32Gradient.apply(
             input, weight, self.stride, self.padding, self.dilation, self.groups
         )
         return output
