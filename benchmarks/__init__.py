@@ -7,9 +7,13 @@
 from __future__ import annotations
 
 REGISTRY: dict[str, str] = {
+    "R2": "benchmarks.sample_path",
+    "R3": "benchmarks.label_map",
+    "R6": "benchmarks.train_step",
     "R8": "benchmarks.trial_start",
     "R9": "benchmarks.metric_logging",
     "R10": "benchmarks.makespan",
+    "R12": "benchmarks.loss_launches",
     "R13": "benchmarks.agent_overhead",
     "R14": "benchmarks.agent_idle",
 }

@@ -121,17 +121,24 @@ class PackedSplit(Sequence[RawSample]):
         assert self._pixels is not None
         return self._bytes(self._pixels, "pixel_ends", i).reshape(*self._size(i), 3)
 
+    def label_map(self, index: int) -> npt.NDArray[np.uint8] | None:
+        """Return one label map, uint8 ``[H, W]``; None where the pack has none.
+
+        Raises:
+            DataError: its bytes are damaged.
+        """
+        if not self._has_masks:
+            return None
+        try:
+            return from_runs(self._bytes(self._masks, "mask_ends", index), *self._size(index))
+        except ValueError as error:
+            raise self._damaged(index) from error
+
     def _sample(self, i: int, image: npt.NDArray[np.uint8]) -> RawSample:
-        label_map = None
-        if self._has_masks:
-            try:
-                label_map = from_runs(self._bytes(self._masks, "mask_ends", i), *self._size(i))
-            except ValueError as error:
-                raise self._damaged(i) from error
         objects = self._objects(i)
         return RawSample(
             image=image,
-            label_map=label_map,
+            label_map=self.label_map(i),
             boxes=self._index["boxes"][objects].astype(np.float32),
             labels=self._index["labels"][objects].copy(),
             crowd=self._index["crowd"][objects].copy(),

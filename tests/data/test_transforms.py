@@ -18,6 +18,7 @@ from sharedenc.data.packed import RawSample
 from sharedenc.data.transforms import (
     Augmentation,
     Crop,
+    adjust_hue,
     apply_fast,
     draw_augmentation,
     draw_crop,
@@ -319,3 +320,26 @@ def test_a_transform_travels_to_workers_and_needs_its_generator() -> None:
     assert not first.image.equal(transform(raw, np.random.default_rng(2)).image)
     with pytest.raises(ValueError, match="random generator"):
         transform(raw)
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    height=st.integers(1, 500),
+    width=st.integers(1, 500),
+    px=st.sampled_from([32, 64, 320]),
+)
+def test_resizing_gives_torchvisions_very_bits(seed: int, height: int, width: int, px: int) -> None:
+    image = np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
+    planes = torch.from_numpy(image).permute(2, 0, 1).contiguous()
+    expected = v2.functional.resize(planes, [px, px], antialias=True)
+    assert torch.from_numpy(resize(image, px)).permute(2, 0, 1).equal(expected)
+
+
+@pytest.mark.parametrize("turns", [-0.1, -0.001, 0.0, 0.05, 0.5])
+def test_a_hue_is_shifted_in_the_first_channel_alone_and_wraps(turns: float) -> None:
+    image = photo(33, 47, 5)
+    hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV_FULL)
+    hsv[..., 0] = (hsv[..., 0].astype(int) + round(turns * 256)) % 256
+    expected = cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB_FULL)
+    np.testing.assert_array_equal(adjust_hue(image, turns), expected)
