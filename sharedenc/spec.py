@@ -381,6 +381,11 @@ def device_kind() -> DeviceKind:
     """The kind of device of this machine: a CUDA GPU, a CPU with bfloat16 units, or a CPU."""
     if Path("/proc/driver/nvidia/version").exists() or Path("/dev/nvidia0").exists():
         return "cuda"
+    return cpu_kind()
+
+
+def cpu_kind() -> DeviceKind:
+    """The kind of this machine's CPU, whether or not it has a GPU."""
     try:
         flags = Path("/proc/cpuinfo").read_text()
     except OSError:
