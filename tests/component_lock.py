@@ -49,6 +49,10 @@ FILES: dict[str, list[str]] = {
     "schedule": ["sharedenc/training/schedule.py"],
     "loop": [
         "sharedenc/training/loop.py",
+        "sharedenc/training/learner.py",
+        "sharedenc/training/together.py",
+        "sharedenc/training/member.py",
+        "sharedenc/training/record.py",
         "sharedenc/training/run.py",
         "sharedenc/training/initialise.py",
         "sharedenc/training/numerics.py",

@@ -48,7 +48,8 @@ class TrialJob:
     (``10m``, ``2epochs``, ``100steps``); ``fresh`` forgets what earlier attempts left.
     ``stop`` is asked before every step: a reason means that the trial saves and ends now.
     ``baselines`` are the best validation scores of the tasks' baselines: with them, a dual trial is
-    ranked by how far it is from them.
+    ranked by how far it is from them. ``taps_budget_bytes`` is what the maps of frozen encoders may
+    take on this machine's disk; 0 keeps none.
     """
 
     trial: Trial
@@ -67,6 +68,7 @@ class TrialJob:
     fresh: bool = False
     stop: Callable[[], str] = field(default=never, repr=False, compare=False)
     baselines: Mapping[str, float] = field(default_factory=dict)
+    taps_budget_bytes: int = 4 << 30
 
 
 PREEMPTED = "preempted"

@@ -1,258 +1,166 @@
-"""The training loop: epochs of steps, validation, schedule, early stop, and what to resume from."""
+"""The training loop: epochs of steps and validation, of one network or of several heads at once.
+
+Several networks train together when they have one frozen encoder: each batch is made once and goes
+through the encoder once, and then each of them takes its own step, as it would alone. What one of
+them raises ends that one; what data or encoder raise ends all.
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, fields
-from typing import Any, Literal
-
-import torch
-from torch import Tensor
-from torch.optim import AdamW, Optimizer
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 from sharedenc.data.batch import Batch
-from sharedenc.errors import NonFiniteLossError
-from sharedenc.models.network import Network
-from sharedenc.spec import Numerics, Recipe
-from sharedenc.training.job import EpochReport, OnEpoch, TrialStoppedError
-from sharedenc.training.keeper import Keeper
-from sharedenc.training.losses import task_losses, total_loss
-from sharedenc.training.numerics import forward, rng_state, set_rng_state
-from sharedenc.training.schedule import EarlyStopper, Schedule
+from sharedenc.spec import Numerics
+from sharedenc.training.job import TrialStoppedError
+from sharedenc.training.learner import Learner
+from sharedenc.training.numerics import encode
+from sharedenc.training.prefetch import on_device
+
+Validate = Callable[[Sequence[Learner]], Sequence[Mapping[str, float] | Exception]]
+"""Gives metrics without prefix, ``loss`` among them, or what a network's own part raised."""
 
 
-@dataclass
-class Progress:
-    """How far a trial is: epochs done, the best of them, and a row of metrics for each.
+class Shares:
+    """Splits the time of a process among those that it passes for, so that the parts add up."""
 
-    ``said_ms`` is when each row was first told (epoch ms; None: not known), ``epoch_s`` what each
-    took. ``step``, ``images``, ``sums`` (of losses over images) and ``train_s`` belong to the epoch
-    that is being trained.
-    """
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._last = clock()
 
-    epoch: int = 0
-    best_epoch: int = 0
-    history: list[dict[str, float]] = field(default_factory=list)
-    said_ms: list[int | None] = field(default_factory=list)
-    epoch_s: list[float] = field(default_factory=list)
-    seconds: float = 0.0
-    step: int = 0
-    images: int = 0
-    sums: dict[str, float] = field(default_factory=dict)
-    train_s: float = 0.0
-    end: Literal["", "done", "stopped"] = ""
-
-    def end_epoch(self, metrics: dict[str, float], seconds: float) -> None:
-        """Take note of a whole epoch and begin to count the next one."""
-        self.epoch += 1
-        self.seconds += seconds
-        self.history.append(metrics)
-        self.said_ms.append(int(time.time() * 1000))
-        self.epoch_s.append(seconds)
-        self.step = self.images = 0
-        self.sums = {}
-        self.train_s = 0.0
-
-
-def make_optimizer(network: Network, recipe: Recipe, lr: float) -> Optimizer:
-    """AdamW over what trains, and nothing else: zero gradients would decay frozen weights."""
-    parameters = [p for p in network.parameters() if p.requires_grad]
-    on_cuda = parameters[0].device.type == "cuda"
-    return AdamW(
-        parameters,
-        lr=lr,
-        betas=(recipe.beta1, recipe.beta2),
-        weight_decay=recipe.weight_decay,
-        fused=on_cuda,
-    )
+    def charge(self, learners: Sequence[Learner]) -> float:
+        """Charge the time since the last call to these in equal parts; returns one part."""
+        now = self._clock()
+        part = (now - self._last) / len(learners)
+        self._last = now
+        for learner in learners:
+            learner.spent_s += part
+        return part
 
 
 def fit(
-    network: Network,
+    learners: Sequence[Learner],
     *,
-    recipe: Recipe,
-    lr: float,
     numerics: Numerics,
     device: str,
-    name: str,
     batches: Callable[[int, int], Iterable[Batch]],
-    validate: Callable[[], Mapping[str, float]],
-    on_epoch: OnEpoch,
-    keeper: Keeper,
-    keep_best: Callable[[], None],
-    state: Mapping[str, Any] | None = None,
+    validate: Validate,
+    shares: Shares,
+    on_end: Callable[[Sequence[Learner]], None] = lambda _: None,
     check_stop: Callable[[], None] = lambda: None,
-) -> Progress:
-    """Train until the recipe's epochs are done, early stopping strikes or ``on_epoch`` says stop.
+) -> None:
+    """Train until for each the recipe's epochs are done, early stopping strikes or it is cut.
 
-    After each epoch: validation, learning-rate schedule, early stop (both on the validation loss),
-    the best network if this is it, the report, the state. A trial that is interrupted goes on from
-    its last saved step, with the result it would have had, to the same bits.
+    After each epoch: validation, and for each learner what `Learner.end_epoch` does. A training
+    that is interrupted goes on from its last saved step, with the result it would have had, to the
+    same bits. Learners that stand at different steps take part from their own step on: those that
+    are behind train first.
 
     Args:
-        network: On its device, frozen as its cell says.
-        name: The cell, for error messages.
+        learners: With one encoder, the same module; one that trains has one learner.
         batches: Gives the batches of an epoch (from 1) after the first so many.
-        validate: Gives metrics without prefix, ``loss`` among them.
-        on_epoch: Gets metrics named ``train/...``, ``val/...``, ``lr`` and ``images_per_s``.
-        keeper: Saves the state when it is time, and at the end.
-        keep_best: Called when the validation loss is the lowest so far.
-        state: What the keeper loaded, to go on from.
-        check_stop: Raises TrialStoppedError when the trial is to save and end.
+        shares: Charges the learners for the time that is spent on them.
+        on_end: Gets learners as soon as they have ended, those of one epoch together.
+        check_stop: Asked before each batch; raises TrialStoppedError when all are to save and end.
 
     Raises:
-        NonFiniteLossError: a loss is NaN or infinite.
-        TrialStoppedError: as ``check_stop`` (or ``validate``) raised it; the state is saved.
+        TrialStoppedError: as ``check_stop`` (or ``validate``) raised it; all states are saved.
+        Exception: what data or encoder raised.
     """
-    optimizer = make_optimizer(network, recipe, lr)
-    schedule = Schedule(optimizer, recipe)
-    stopper = EarlyStopper(recipe.early_stop_patience)
-    progress = Progress()
-    if state is not None:
-        progress = _restore(state, network, optimizer, schedule, stopper)
-    anchors = None if network.det_head is None else network.det_head.anchors(recipe.image_px)
+    reported: set[int] = set()
 
-    def present() -> dict[str, Any]:
-        return _state(progress, network, optimizer, schedule, stopper)
+    def report_ends() -> None:
+        ended = [one for one in learners if not one.trains and id(one) not in reported]
+        reported.update(map(id, ended))
+        if ended:
+            on_end(ended)
 
-    while not progress.end:
-        epoch = progress.epoch + 1
-        used_lr = schedule.lr
-        try:
+    try:
+        report_ends()
+        while training := [one for one in learners if one.trains]:
+            epochs_done, skip = min(one.place for one in training)
+            here = [one for one in training if one.progress.epoch == epochs_done]
             train_epoch(
-                network,
-                batches(epoch, progress.step),
-                optimizer,
-                progress,
-                anchors=anchors,
-                recipe=recipe,
+                here,
+                batches(epochs_done + 1, skip),
                 numerics=numerics,
                 device=device,
-                where=f"{name}, epoch {epoch}",
+                shares=shares,
+                on_failure=report_ends,
                 check_stop=check_stop,
-                after_step=lambda: keeper.after_step(present),
             )
-            started = time.monotonic()
-            validated = validate()
-        except TrialStoppedError:
-            if keeper.behind:
-                keeper.save(present())
-            raise
-        val_loss = validated["loss"]
-        raise_if_not_finite({"val": torch.tensor(val_loss)}, f"{name}, epoch {epoch}, validation")
-        schedule.step(val_loss)
-        if stopper.update(val_loss):
-            progress.best_epoch = epoch
-            keep_best()
-
-        metrics = {f"train/{key}": total / progress.images for key, total in progress.sums.items()}
-        metrics |= {f"val/{key}": value for key, value in validated.items()}
-        metrics |= {"lr": used_lr, "images_per_s": progress.images / progress.train_s}
-        seconds = progress.train_s + time.monotonic() - started
-        progress.end_epoch(metrics, seconds)
-        # Told before the state is kept: an epoch that nobody was told of is trained again.
-        at_ms = progress.said_ms[-1]
-        cut = on_epoch(EpochReport(epoch, recipe.epochs, metrics, seconds, at_ms))
-        if epoch >= recipe.epochs or stopper.should_stop:
-            progress.end = "done"
-        elif cut:
-            progress.end = "stopped"
-        if progress.end:
-            keeper.save(present())
-        else:
-            keeper.after_epoch(present)
-    return progress
+            here = [one for one in here if one.trains]
+            if here:
+                _end_epoch(here, validate(here), shares)
+            report_ends()
+    except TrialStoppedError:
+        for one in learners:
+            if one.trains:
+                with kept_apart(one):
+                    one.save_if_behind()
+        report_ends()
+        raise
 
 
 def train_epoch(
-    network: Network,
+    learners: Sequence[Learner],
     batches: Iterable[Batch],
-    optimizer: Optimizer,
-    progress: Progress,
     *,
-    anchors: Tensor | None,
-    recipe: Recipe,
     numerics: Numerics,
     device: str,
-    where: str,
+    shares: Shares,
+    on_failure: Callable[[], None] = lambda: None,
     check_stop: Callable[[], None] = lambda: None,
-    after_step: Callable[[], None] = lambda: None,
 ) -> None:
-    """Take one step per batch and count it in ``progress``.
+    """Take one step per batch with each learner that has come to it.
 
-    The sums are of ``loss``, ``loss_det`` and ``loss_seg``.
+    Args:
+        learners: In one epoch; the first batch is the next one of those that are furthest behind.
+        on_failure: Called when a learner has raised something.
     """
-    network.train()
-    trained = [p for group in optimizer.param_groups for p in group["params"]]
-    before = time.monotonic()
-    for step, batch in enumerate(batches, start=progress.step + 1):
+    for one in learners:
+        one.network.train()
+    before = min((one.progress.step for one in learners), default=0)
+    for number, batch in enumerate(on_device(batches, device), start=before):
         check_stop()
-        batch = batch.to(device)
-        outputs = forward(network, batch.images, numerics)
-        losses = task_losses(network, outputs, batch, anchors)
-        raise_if_not_finite(losses, f"{where}, step {step}")
-        loss = total_loss(losses, recipe.alpha)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        if recipe.grad_clip > 0:
-            torch.nn.utils.clip_grad_norm_(trained, recipe.grad_clip)
-        optimizer.step()
-        named = {"loss": loss, **{f"loss_{task}": value for task, value in losses.items()}}
-        for key, value in named.items():
-            total = progress.sums.get(key, 0.0)
-            progress.sums[key] = total + float(value.detach()) * len(batch)
-        progress.step = step
-        progress.images += len(batch)
-        progress.train_s += time.monotonic() - before
-        after_step()
-        before = time.monotonic()
+        active = [one for one in learners if one.trains and one.progress.step == number]
+        if not active:
+            if not any(one.trains for one in learners):
+                return
+            continue
+        maps = encode(active[0].network, batch.images, numerics)
+        shared_s = shares.charge(active)
+        for one in active:
+            with kept_apart(one):
+                one.step(maps, batch)
+            one.progress.train_s += shared_s + shares.charge([one])
+            if one.trains:
+                with kept_apart(one):
+                    one.after_step()
+                shares.charge([one])
+            if not one.trains:
+                on_failure()
 
 
-def raise_if_not_finite(losses: Mapping[Any, Tensor], where: str) -> None:
-    """Raise NonFiniteLossError that names the place and the task."""
-    for task, loss in losses.items():
-        if not bool(torch.isfinite(loss)):
-            raise NonFiniteLossError(
-                f"the {task} loss is {float(loss.detach())} in {where}. Lower --lr, set "
-                "--grad-clip 1, or train with --precision float32."
-            )
+def _end_epoch(
+    learners: Sequence[Learner],
+    validated: Sequence[Mapping[str, float] | Exception],
+    shares: Shares,
+) -> None:
+    validated_s = shares.charge(learners)
+    for one, metrics in zip(learners, validated, strict=True):
+        with kept_apart(one):
+            if isinstance(metrics, Exception):
+                raise metrics
+            one.end_epoch(metrics, validated_s)
+        shares.charge([one])
 
 
-def _state(
-    progress: Progress,
-    network: Network,
-    optimizer: Optimizer,
-    schedule: Schedule,
-    stopper: EarlyStopper,
-) -> dict[str, Any]:
-    """Everything that the next step depends on; at the end only how it went."""
-    how_far = {item.name: getattr(progress, item.name) for item in fields(progress)}
-    if progress.end == "done":
-        return how_far
-    return how_far | {
-        "network": network.state_dict(),
-        "optimizer": optimizer.state_dict(),
-        "schedule": schedule.state_dict(),
-        "stopper": stopper.state_dict(),
-        "rng": rng_state(next(network.parameters()).device),
-    }
-
-
-def _restore(
-    state: Mapping[str, Any],
-    network: Network,
-    optimizer: Optimizer,
-    schedule: Schedule,
-    stopper: EarlyStopper,
-) -> Progress:
-    if state["end"] != "done":
-        network.load_state_dict(state["network"])
-        optimizer.load_state_dict(state["optimizer"])
-        schedule.load_state_dict(state["schedule"])
-        stopper.load_state_dict(state["stopper"])
-        set_rng_state(state["rng"], next(network.parameters()).device)
-    progress = Progress(**{item.name: state[item.name] for item in fields(Progress)})
-    # A trial that was cut goes on when it is asked for again.
-    progress.end = "done" if state["end"] == "done" else ""
-    return progress
+@contextmanager
+def kept_apart(learner: Learner) -> Iterator[None]:
+    """Keep to one learner what is raised in its own part."""
+    try:
+        yield
+    except Exception as error:
+        learner.error = error

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -21,7 +21,8 @@ from sharedenc.spec import Numerics, Recipe
 from sharedenc.training.interval import Interval
 from sharedenc.training.job import EpochReport, TrialStoppedError
 from sharedenc.training.keeper import Keeper
-from sharedenc.training.loop import Progress, fit, make_optimizer
+from sharedenc.training.learner import Learner, Progress, make_optimizer
+from sharedenc.training.loop import Shares, fit
 from sharedenc.training.numerics import rng_state, set_rng_state
 from sharedenc.training.state_file import decode, encode
 
@@ -48,8 +49,11 @@ class Toy(nn.Module):
         self.dropout = nn.Dropout(0.3)
         self.classes = nn.Conv2d(8, 4, 1)
 
-    def forward(self, x: Tensor) -> dict[str, Tensor]:
-        return {"seg_logits": self.classes(self.dropout(self.hidden(x).relu()))}
+    def encode(self, x: Tensor) -> dict[str, Tensor]:
+        return {"high": self.hidden(x).relu()}
+
+    def decode(self, maps: dict[str, Tensor], size: None) -> dict[str, Tensor]:
+        return {"seg_logits": self.classes(self.dropout(maps["high"]))}
 
 
 def make_network() -> Any:
@@ -100,31 +104,39 @@ def train(
         epoch_now = epoch
         yield from islice(toy_batches(epoch), skip, None)
 
-    def validate() -> dict[str, float]:
+    def validate(_: Sequence[Learner]) -> list[dict[str, float]]:
         stop()
         if losses is not None:
-            return {"loss": losses[epoch_now]}
-        return {"loss": sum(float(p.detach().square().sum()) for p in network.parameters())}
+            return [{"loss": losses[epoch_now]}]
+        return [{"loss": sum(float(p.detach().square().sum()) for p in network.parameters())}]
 
     def on_epoch(report: EpochReport) -> bool:
         return report.epoch == cut_after
 
     keeper = Keeper(folder, key, every=Interval.parse(every))
-    return fit(
+    learner = Learner(
         network,
+        name="toy/baseline/seg",
         recipe=Recipe(epochs=epochs, plateau_patience=1, early_stop_patience=patience),
         lr=0.05,
         numerics=CPU,
-        device="cpu",
-        name="toy/baseline/seg",
-        batches=batches,
-        validate=validate,
         on_epoch=on_epoch,
         keeper=keeper,
         keep_best=lambda: keeper.keep_best(network, {}),
         state=keeper.load(),
+    )
+    fit(
+        [learner],
+        numerics=CPU,
+        device="cpu",
+        batches=batches,
+        validate=validate,
+        shares=Shares(),
         check_stop=stop,
     )
+    if learner.error is not None:
+        raise learner.error
+    return learner.progress
 
 
 def without_speed(progress: Progress) -> list[dict[str, float]]:
@@ -243,9 +255,10 @@ def test_only_what_trains_is_optimised() -> None:
     network = make_network()
     network.hidden.requires_grad_(False)
     frozen = network.hidden.weight.clone()
-    optimizer = make_optimizer(network, Recipe(weight_decay=0.5), 0.1)
+    optimizer = make_optimizer(network, Recipe(weight_decay=0.5), 0.1, CPU)
     assert sum(p.numel() for group in optimizer.param_groups for p in group["params"]) == 36
     (batch, *_) = toy_batches(1)
-    network(batch.images.float())["seg_logits"].square().mean().backward()
+    maps = network.encode(batch.images.float())
+    network.decode(maps, None)["seg_logits"].square().mean().backward()
     optimizer.step()
     assert network.hidden.weight.equal(frozen)

@@ -6,7 +6,6 @@ import hashlib
 import json
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,99 +15,13 @@ import torch
 from sharedenc.data.batch import train_batches
 from sharedenc.models.build import build_network
 from sharedenc.spec import Cell, Recipe, Trial, resolve_numerics
-from sharedenc.tracking import MemoryTracker, RunRecord
 from sharedenc.training.checkpoint import load_network, read_checkpoint
-from sharedenc.training.job import EpochReport, OnEpoch, rank, score, trial_tags
+from sharedenc.training.job import EpochReport, rank, score
 from sharedenc.training.numerics import applied, forward, place
-from sharedenc.training.run import Outcome, TrialJob, run_and_record
+from tests.training.trials import SETTINGS, Bench, Stop, comparable
 
 if TYPE_CHECKING:
     from sharedenc.data.packed import PackedDataset
-
-SETTINGS: dict[str, Any] = {
-    "image_px": 64,
-    "batch_size": 4,
-    "calibration_images": 8,
-    "precision": "float32",
-}
-
-
-class Bench:
-    """Runs trials on one pack into one memory tracker."""
-
-    def __init__(self, pack: PackedDataset, folder: Path) -> None:
-        self.pack, self.folder = pack, folder
-        self.tracker = MemoryTracker(folder / "artifacts")
-        self.parent = self.tracker.study("bench", {})
-
-    def trial(self, cell: str, lr: float = 1e-3, parent: str | None = None, **more: Any) -> Trial:
-        parsed = Cell.parse(cell)
-        recipe = Recipe.from_dict(SETTINGS | more)
-        return Trial(
-            cell=parsed,
-            recipe=recipe,
-            lr=lr,
-            seed=0,
-            data_digest=self.pack.digest,
-            weights_digest="none",
-            numerics=resolve_numerics(recipe, parsed.backbone, "cpu", "2.14"),
-            parent_key=parent,
-        )
-
-    def run(
-        self,
-        trial: Trial,
-        folder: str,
-        on_epoch: OnEpoch | None = None,
-        parent: Path | None = None,
-        run_id: str = "",
-        **more: Any,
-    ) -> tuple[Outcome, RunRecord]:
-        tags = trial_tags(
-            trial, study="bench", stage="s", data=self.pack.name, classes=self.pack.classes
-        )
-        if run_id:
-            run = self.tracker.resume(run_id)
-        else:
-            run = self.tracker.child("bench", self.parent, trial.cell.name, tags)
-        job = TrialJob(
-            trial=trial,
-            pack=self.pack.root,
-            weights="none",
-            parent=parent,
-            work_dir=self.folder / folder,
-            device="cpu",
-            **more,
-        )
-        outcome = run_and_record(job, run, on_epoch)
-        return outcome, self.record(run.run_id)
-
-    def rows(self, record: RunRecord) -> dict[str, list[int]]:
-        """Steps of some metrics, one for each row."""
-        names = ("val/loss", "score", "test/mIoU")
-        return {
-            name: [step for step, _ in self.tracker.history(record.run_id, name)] for name in names
-        }
-
-    def record(self, run_id: str) -> RunRecord:
-        return next(r for r in self.tracker.runs("bench") if r.run_id == run_id)
-
-
-@dataclass
-class Stop:
-    """Gives its reason at the n-th ask."""
-
-    at: int = 0
-    reason: str = ""
-    asked: int = 0
-
-    def __call__(self) -> str:
-        self.asked += 1
-        return self.reason if self.asked == self.at else ""
-
-
-def comparable(rows: list[dict[str, float]]) -> list[dict[str, float]]:
-    return [{k: v for k, v in row.items() if k != "images_per_s"} for row in rows]
 
 
 @pytest.fixture
@@ -279,7 +192,7 @@ def test_no_row_is_lost_or_doubled_whatever_happens(
 
     with monkeypatch.context() as patch:
         # The third epoch is trained again; the rows of the end are sent, the files are not.
-        patch.setattr("sharedenc.training.run._upload", lambda *_: 1 / 0)
+        patch.setattr("sharedenc.training.member.upload", lambda *_: 1 / 0)
         failed, record = bench.run(trial, "t", run_id=record.run_id, predictions=False)
         assert failed.error == "ZeroDivisionError"
     done, record = bench.run(trial, "t", run_id=record.run_id, predictions=False)
