@@ -3,7 +3,8 @@
 One study is one experiment with one parent run; one trial is one child run of it. Everything goes
 through ``MlflowClient`` with an explicit URI: no active run, no process-wide tracking URI. A run
 that cannot reach its server goes on; what it had to say waits in order, also on disk once the
-caller names a folder (:meth:`RunHandle.keep_in`), and is sent with the next message.
+caller names a folder (:meth:`RunHandle.keep_in`), and is sent with the next message. With such a
+folder no training waits for its rows of metrics to arrive.
 """
 
 from __future__ import annotations

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
-import os
 import tempfile
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -28,17 +27,24 @@ from sharedenc.tracking.seam import (
     log,
     metric_name,
 )
+from sharedenc.tracking.spool import NAME, Message, Spool
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-SPOOL = "unsent.jsonl"
+SPOOL = NAME
+POINTS = ("metrics", "points")
+"""Messages that nobody waits for."""
 END_WAIT_S, STOPPED_WAIT_S = 600.0, 5.0
 """How long the end of a run waits for a server that is away; what is stopped is taken up again."""
 
 
 class MlflowRun:
-    """A run on a server, with a queue of messages that have not reached it yet."""
+    """A run on a server, with a queue of messages that have not reached it yet.
+
+    Once a folder keeps what is unsent, a row of metrics goes there and a thread sends it, while the
+    training goes on; everything else is sent before its method returns, after what waits.
+    """
 
     def __init__(
         self, client: MlflowClient, run_id: str, *, patience: Patience | None = None
@@ -46,9 +52,12 @@ class MlflowRun:
         self._client = client
         self._patience = patience
         self._run_id = run_id
-        self._unsent: list[dict[str, Any]] = []
-        self._spool: Path | None = None
+        self._unsent: list[Message] = []
+        self._spool: Spool | None = None
         self._away = False
+        # One sends at a time; the queue and its file change together.
+        self._sending, self._queue = threading.Lock(), threading.Lock()
+        self._sender: threading.Thread | None = None
 
     @property
     def run_id(self) -> str:
@@ -77,7 +86,7 @@ class MlflowRun:
     def logged_steps(self, metric: str = "score") -> set[int]:
         name = metric_name(metric)
         waiting: set[int] = set()
-        for message in self._unsent:
+        for message in tuple(self._unsent):
             if message["kind"] == "metrics" and name in message["values"]:
                 waiting.add(int(message["step"]))
             elif message["kind"] == "points":
@@ -100,12 +109,10 @@ class MlflowRun:
         self._say("artifact", {"path": str(path.resolve()), "folder": folder})
 
     def keep_in(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        self._spool = folder / SPOOL
-        if self._spool.is_file():
-            lines = self._spool.read_text().splitlines()
-            self._unsent = [json.loads(line) for line in lines] + self._unsent
-        self._flush(late=True)
+        with self._queue:
+            self._spool = Spool(folder)
+            self._unsent[:0] = self._spool.read()
+        self._flush()
 
     def end(self, state: str, reason: str | None = None) -> None:
         self.tags({STATE: state} | ({REASON: reason} if reason is not None else {}))
@@ -117,9 +124,9 @@ class MlflowRun:
         while self._unsent and time.monotonic() < deadline:
             time.sleep(pause_s)
             pause_s = min(5.0, 1.5 * pause_s)
-            self._flush(late=True)
+            self._flush()
         if self._unsent:
-            where = self._spool or "memory, lost when this process ends"
+            where = self._spool.path if self._spool else "memory, lost when this process ends"
             log.warning("run %s: %d unsent messages are in %s", self.run_id, self.unsent, where)
 
     def _say(
@@ -127,63 +134,108 @@ class MlflowRun:
     ) -> None:
         message = {"run_id": self._run_id, "kind": kind, "values": values, "step": step}
         now = int(time.time() * 1000)
-        self._unsent.append(message | {"ms": now if at_ms is None else at_ms})
-        self._flush(late=len(self._unsent) > 1)
+        message["ms"] = now if at_ms is None else at_ms
+        with self._queue:
+            self._unsent.append(message)
+            if self._spool is not None and self._patience is None and kind in POINTS:
+                self._spool.add(message)
+                if self._sender is None:
+                    self._sender = threading.Thread(target=self._deliver, daemon=True)
+                    self._sender.start()
+                return
+        self._flush(message)
 
-    def _flush(self, *, late: bool = False) -> None:
+    def _deliver(self) -> None:
+        """Send what waits, and what comes in the meantime; there is a thread only as long."""
+        more = True
+        while more:
+            more = False
+            try:
+                self._flush()
+                more = not self._away
+            finally:
+                # What cannot be sent now is sent with the next message.
+                with self._queue:
+                    more = more and bool(self._unsent)
+                    if not more:
+                        self._sender = None
+
+    def _flush(self, said: Message | None = None) -> None:
         """Send what waits, in order; on the first that finds no server, keep the rest on disk.
 
-        ``late``: what waits was said earlier, so that a refusal cannot be told to who said it.
+        Args:
+            said: The message whose refusal is to be raised: whoever said it is waiting.
         """
         from mlflow.exceptions import MlflowException
 
-        try:
-            while self._unsent:
-                message = self._unsent[0]
-                try:
-                    patiently(partial(self._send, message), self._patience)
-                except (MlflowException, OSError) as error:
-                    # A refused message is refused for ever: it must not block those behind it.
-                    del self._unsent[0]
-                    if not late:
-                        raise refused(error) from error
-                    log.warning("run %s: server refused %s: %s", self.run_id, message, error)
-                else:
-                    del self._unsent[0]
-        except ServerAway as error:
-            if not self._away:
-                log.warning("run %s: MLflow is away, going on without it (%s)", self.run_id, error)
-            self._away = True
-            self._write_spool()
-            if self._patience is not None:
-                raise TrackingError(f"the MLflow server does not answer: {error}") from error
-        else:
-            self._away = False
-            if self._spool is not None:
-                self._spool.unlink(missing_ok=True)
+        with self._sending:
+            apart = False
+            try:
+                while self._unsent:
+                    group = self._unsent[:1] if apart else self._group()
+                    try:
+                        patiently(partial(self._send, group), self._patience)
+                    except (MlflowException, OSError) as error:
+                        if len(group) > 1:  # one of them is refused: the others are not to suffer
+                            apart = True
+                            continue
+                        # A refused message is refused for ever: it must not block those behind it.
+                        self._sent(group)
+                        if group[0] is said:
+                            raise refused(error) from error
+                        log.warning("run %s: server refused %s: %s", self.run_id, group[0], error)
+                    else:
+                        self._sent(group)
+            except ServerAway as error:
+                if not self._away:
+                    log.warning(
+                        "run %s: MLflow is away, going on without it (%s)", self.run_id, error
+                    )
+                self._away = True
+                with self._queue:
+                    if self._spool is not None:
+                        self._spool.replace(self._unsent)
+                if self._patience is not None:
+                    raise TrackingError(f"the MLflow server does not answer: {error}") from error
+            else:
+                self._away = False
 
-    def _send(self, message: dict[str, Any]) -> None:
+    def _group(self) -> list[Message]:
+        """What goes in one request: a message, or as many rows of metrics as it takes."""
+        count, values = 0, 0
+        for message in tuple(self._unsent):
+            rows = len(_metrics(message))
+            of_run = message["run_id"] == self._unsent[0]["run_id"]
+            if not rows or not of_run or values + rows > MAX_METRICS:
+                break
+            count, values = count + 1, values + rows
+        return self._unsent[: max(1, count)]
+
+    def _sent(self, group: Sequence[Message]) -> None:
+        with self._queue:
+            del self._unsent[: len(group)]
+            if self._spool is not None and not self._unsent:
+                self._spool.replace(())
+
+    def _send(self, group: Sequence[Message]) -> None:
         from mlflow.entities import Metric, Param, RunTag
 
+        message = group[0]
         run_id, kind, values = message["run_id"], message["kind"], message["values"]
-        ms, step = message["ms"], message["step"]
         match kind:
             case "params":
                 params = [Param(key, value) for key, value in values.items()]
                 self._client.log_batch(run_id, params=params)
-            case "metrics":
-                points = [Metric(key, value, ms, step) for key, value in values.items()]
+            case "metrics" | "points":
+                points = [Metric(*row) for message in group for row in _metrics(message)]
                 self._client.log_batch(run_id, metrics=points)
             case "tags":
                 tags = [RunTag(key, value) for key, value in values.items()]
                 self._client.log_batch(run_id, tags=tags)
-            case "points":
-                points = [Metric(row[0], row[1], row[3], row[2]) for row in values["rows"]]
-                self._client.log_batch(run_id, metrics=points)
             case "artifact":
                 self._upload(run_id, Path(values["path"]), values["folder"] or None)
             case "end":
-                self._client.set_terminated(run_id, status=values["status"], end_time=ms)
+                self._client.set_terminated(run_id, status=values["status"], end_time=message["ms"])
 
     def _upload(self, run_id: str, path: Path, folder: str | None) -> None:
         text = redacted(path)
@@ -195,9 +247,13 @@ class MlflowRun:
             copy.write_text(text)
             self._client.log_artifact(run_id, str(copy), folder)
 
-    def _write_spool(self) -> None:
-        if self._spool is None:
-            return
-        part = self._spool.with_suffix(".part")
-        part.write_text("".join(json.dumps(message) + "\n" for message in self._unsent))
-        os.replace(part, self._spool)
+
+def _metrics(message: Message) -> list[tuple[str, float, int, int]]:
+    """Name, value, time (epoch ms) and step of every value of a message; none of other kinds."""
+    values = message["values"]
+    match message["kind"]:
+        case "metrics":
+            return [(name, value, message["ms"], message["step"]) for name, value in values.items()]
+        case "points":
+            return [(name, value, ms, step) for name, value, step, ms in values["rows"]]
+    return []

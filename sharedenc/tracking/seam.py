@@ -102,6 +102,7 @@ class RunHandle(Protocol):
     def metrics(self, values: Mapping[str, float], step: int, at_ms: int | None = None) -> None:
         """Log everything that belongs to one step in one request.
 
+        Once :meth:`keep_in` was called it may arrive later; all has by the return of :meth:`end`.
         ``at_ms`` is when it was first said (epoch ms; now by default): the same values said again
         for the same step and time leave one row.
         """

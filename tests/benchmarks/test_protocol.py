@@ -144,9 +144,11 @@ def test_r9_writes_the_same_history_both_ways(mlflow_uri: str) -> None:
     from benchmarks.metric_logging import run
 
     rows = run(1, uri=mlflow_uri, steps=2)
-    assert [row["case"].split(",")[0] for row in rows] == [
-        "11 metrics of an epoch",
-        "55 metrics of a test",
+    assert [", ".join(row["case"].split(", ")[:2]) for row in rows] == [
+        "11 metrics of an epoch, all arrived",
+        "11 metrics of an epoch, wait of the training",
+        "55 metrics of a test, all arrived",
+        "55 metrics of a test, wait of the training",
     ]
     assert all(set(row) >= KEYS and row["limit_share"] > 0 for row in rows)
 
