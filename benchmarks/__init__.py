@@ -14,6 +14,7 @@ REGISTRY: dict[str, str] = {
     "R9": "benchmarks.metric_logging",
     "R10": "benchmarks.makespan",
     "R12": "benchmarks.loss_launches",
+    "one-node": "benchmarks.one_node",
     "R13": "benchmarks.agent_overhead",
     "R14": "benchmarks.agent_idle",
 }
