@@ -33,6 +33,11 @@ PROCESS_GIB = 1.2
 # more than the largest machine has and gets the whole of it.
 TOLERANCE = 1.15
 
+# What each further trial adds to one that trains already, when they share an encoder: its heads with
+# their optimiser's moments and states on the way to the disk. Activations of heads do not add up,
+# since one makes its step after the other.
+MEMBER_BYTES = GIB // 4
+
 # Of a packed GPU: a context with kernels and libraries per process, what the allocator holds
 # beyond the peak that it reports, and a rest that is never given away.
 CONTEXT_GIB = 0.7
@@ -259,12 +264,17 @@ def threads(demand: Demand) -> int:
     return max(1, int(demand.cpus))
 
 
-def loaders(demand: Demand, workers: int) -> int:
-    """Data loading workers of a trial on a GPU: what was asked for, within its cores.
+def loaders(demand: Demand, workers: int | None) -> int:
+    """Most data loading processes of a trial: what was asked for, within its share of cores.
 
-    One core drives the device. On a CPU the loaders' cores are not the trial's, and it has none.
+    It uses as few as keep its steps from waiting, see `sharedenc.data.loaders`. On a GPU one core
+    drives the device and the others may load, asked for (a number) or not (None). On a CPU the
+    trial computes on its cores, and has loaders only where they were asked for.
     """
-    return min(workers, max(0, int(demand.cpus) - 1)) if demand.gpus else workers
+    if not demand.gpus:
+        return workers or 0
+    share = max(0, int(demand.cpus) - 1)
+    return share if workers is None else min(workers, share)
 
 
 def local_machine(cpus: float | None = None, memory_gib: float | None = None) -> Machine:

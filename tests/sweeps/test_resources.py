@@ -231,6 +231,10 @@ def test_threads_and_loaders_fit_the_cores() -> None:
     assert loaders(Demand(cpus=4, gpus=1), 8) == 3
     assert loaders(Demand(cpus=1, gpus=0.25), 8) == 0
     assert loaders(Demand(cpus=1), 2) == 2
+    assert loaders(Demand(cpus=4, gpus=1), 2) == 2
+    assert loaders(Demand(cpus=8, gpus=1), None) == 7
+    assert loaders(Demand(cpus=0.5, gpus=0.25), None) == 0
+    assert loaders(Demand(cpus=8), None) == 0
 
 
 def test_a_trial_out_of_memory_in_a_pack_gets_a_whole_device() -> None:
