@@ -8,7 +8,7 @@ CONSTRAINTS := infra/constraints-ci.txt
 export OMP_NUM_THREADS ?= 1
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
 
-.PHONY: setup sweep test test-slow bench check format ui ci ci-packages clean
+.PHONY: setup sweep test test-slow bench bench-gpu check format ui ci ci-packages clean
 
 setup: $(STAMP)
 
@@ -35,6 +35,9 @@ test-slow: $(STAMP)  ## what takes minutes
 
 bench: $(STAMP)  ## side-by-side ratios
 	$(BIN)/python -m benchmarks
+
+bench-gpu: $(STAMP)  ## what pays on this machine's GPU, as changes to the table of numerics
+	$(BIN)/python -m benchmarks.gpu
 
 check: $(STAMP)
 	$(BIN)/ruff check .
