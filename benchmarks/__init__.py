@@ -7,12 +7,15 @@
 from __future__ import annotations
 
 REGISTRY: dict[str, str] = {
+    "R1": "benchmarks.mean_ap",
     "R2": "benchmarks.sample_path",
     "R3": "benchmarks.label_map",
+    "R4": "benchmarks.shared_encoder",
     "R6": "benchmarks.train_step",
     "R8": "benchmarks.trial_start",
     "R9": "benchmarks.metric_logging",
     "R10": "benchmarks.makespan",
+    "R11": "benchmarks.dual_inference",
     "R12": "benchmarks.loss_launches",
     "one-node": "benchmarks.one_node",
     "R13": "benchmarks.agent_overhead",
