@@ -11,6 +11,7 @@ REGISTRY: dict[str, str] = {
     "R2": "benchmarks.sample_path",
     "R3": "benchmarks.label_map",
     "R4": "benchmarks.shared_encoder",
+    "R5": "benchmarks.shared_encoder_rates",
     "R6": "benchmarks.train_step",
     "R8": "benchmarks.trial_start",
     "R9": "benchmarks.metric_logging",

@@ -18,7 +18,16 @@ from pathlib import Path
 from typing import Any
 
 # Libraries whose version may move a figure.
-LIBRARIES = ("torch", "ray", "mlflow", "numpy", "optuna")
+LIBRARIES = (
+    "torch",
+    "ray",
+    "mlflow",
+    "numpy",
+    "optuna",
+    "pycocotools",
+    "faster-coco-eval",
+    "hotcoco",
+)
 
 
 class Unequal(AssertionError):

@@ -61,6 +61,8 @@ FILES: dict[str, list[str]] = {
     "evaluation": [
         "sharedenc/evaluation/evaluate.py",
         "sharedenc/evaluation/detection.py",
+        "sharedenc/evaluation/coco_tables.py",
+        "sharedenc/evaluation/scorers.py",
         "sharedenc/evaluation/segmentation.py",
     ],
 }

@@ -6,6 +6,7 @@ import contextlib
 import time
 from collections import defaultdict
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from torch import Tensor
 from sharedenc.data.batch import Batch, eval_batches, normalise
 from sharedenc.data.classes import ClassList
 from sharedenc.errors import DataError
+from sharedenc.evaluation.coco_tables import Truth
 from sharedenc.evaluation.detection import coco_ap
 from sharedenc.evaluation.segmentation import ConfusionMatrix
 from sharedenc.evaluation.tap_file import DamagedTapError
@@ -282,10 +284,16 @@ def detection_rows(batch: Batch, found: list[Detections], image_px: int) -> list
     return rows
 
 
+@lru_cache(maxsize=2)
+def _truth(split: PackedSplit, limit: int | None) -> Truth:
+    """A split's annotations, which are scored against in every epoch."""
+    return Truth(split.ground_truth(limit), "bbox")
+
+
 def _detection_scores(
     split: PackedSplit, detections: np.ndarray, limit: int | None
 ) -> dict[str, float]:
-    result = coco_ap(split.ground_truth(limit), detections)
+    result = coco_ap(_truth(split, limit), detections)
     scores = {
         "mAP": result.stats["AP"],
         "mAP50": result.stats["AP50"],
