@@ -26,6 +26,8 @@ F = TypeVar("F", bound=Callable[..., Any])
 RECIPE_HINTS: dict[str, Any] = get_type_hints(Recipe)
 
 
+DEFAULT_TAPS_GIB = 4.0
+
 RULE_HINTS: dict[str, Any] = get_type_hints(DataRules)
 RULES = {
     "overlap": "Pixels of several objects",
@@ -218,3 +220,32 @@ def load_plugins(paths: tuple[Path, ...]) -> tuple[str, ...]:
         for path in found:
             load_plugin(Path(path))
     return found
+
+
+def loading_options(function: F) -> F:
+    """Add ``--workers`` and ``--taps-budget``; neither changes a result."""
+    for option in (
+        click.option(
+            "--taps-budget",
+            "taps_budget",
+            type=click.FloatRange(0),
+            default=DEFAULT_TAPS_GIB,
+            show_default=True,
+            metavar="GIB",
+            help="Disk for what frozen encoders make of the validation set, in the cache folder; "
+            "0 computes it every epoch.",
+        ),
+        click.option(
+            "--workers",
+            type=click.IntRange(0),
+            help="Most loader processes of a trial; it starts as few as keep its steps from "
+            "waiting [default: on a GPU its share of the cores, on a CPU none].",
+        ),
+    ):
+        function = option(function)
+    return function
+
+
+def taps_bytes(options: Mapping[str, Any]) -> int:
+    """The budget of `loading_options` in bytes."""
+    return int(options["taps_budget"] * 2**30)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import signal
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -18,10 +19,12 @@ from sharedenc.cli.options import (
     data_options,
     data_rules,
     load_plugins,
+    loading_options,
     plugin_option,
     recipe_options,
     runs_option,
     runs_root,
+    taps_bytes,
     weights_option,
 )
 from sharedenc.errors import CheckpointError, SpecError
@@ -83,7 +86,7 @@ def _interval(_ctx: click.Context, _option: click.Parameter, text: str) -> str:
     help="For a swap: best.safetensors of the other task's baseline. Without it, that baseline is "
     "trained first.",
 )
-@click.option("--workers", type=click.IntRange(0), default=0, help="Loader processes [default: 0].")
+@loading_options
 @checkpoint_options
 @click.option("--track/--no-track", default=True, help="Write to MLflow [default: yes].")
 @runs_option
@@ -119,6 +122,7 @@ def train(ctx: click.Context, /, cell: str, **options: Any) -> None:
         seed=options["seed"],
         weights=options["weights"],
         workers=options["workers"],
+        taps_budget_bytes=taps_bytes(options),
         plugins=plugins,
         root=runs_root(options["runs_dir"]),
         storage=options["storage"],
@@ -165,7 +169,8 @@ class Session:
     lr: float | None
     seed: int
     weights: str
-    workers: int
+    workers: int | None
+    taps_budget_bytes: int
     plugins: tuple[str, ...]
     root: Path
     storage: str | None
@@ -226,7 +231,8 @@ class Session:
             parent=parent,
             work_dir=self.work_dir(trial),
             device=trial.numerics.device,
-            workers=self.workers,
+            workers=_loaders(self.workers, trial.numerics.device),
+            taps_budget_bytes=self.taps_budget_bytes,
             plugins=self.plugins,
             storage=self.storage,
             checkpoint_every=self.checkpoint_every,
@@ -287,6 +293,13 @@ def _kind() -> Any:
 
     kind = device_kind()
     return "cpu" if kind == "cuda" and not torch.cuda.is_available() else kind
+
+
+def _loaders(asked: int | None, device: str) -> int:
+    """Most loader processes: as asked, else none on a CPU, which computes with all it has."""
+    if asked is not None or device == "cpu":
+        return asked or 0
+    return max(0, len(os.sched_getaffinity(0)) - 1)
 
 
 @contextlib.contextmanager
