@@ -6,6 +6,7 @@ import math
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,13 @@ from torch import Tensor, nn
 from sharedenc.data.batch import Batch
 from sharedenc.errors import NonFiniteLossError
 from sharedenc.spec import Numerics, Recipe
+from sharedenc.training import learner
 from sharedenc.training.interval import Interval
 from sharedenc.training.job import EpochReport, TrialStoppedError
 from sharedenc.training.keeper import Keeper
 from sharedenc.training.learner import Learner, Progress, make_optimizer
 from sharedenc.training.loop import Shares, fit
+from sharedenc.training.loss_reader import LossReader
 from sharedenc.training.numerics import rng_state, set_rng_state
 from sharedenc.training.state_file import decode, encode
 
@@ -114,7 +117,7 @@ def train(
         return report.epoch == cut_after
 
     keeper = Keeper(folder, key, every=Interval.parse(every))
-    learner = Learner(
+    toy = Learner(
         network,
         name="toy/baseline/seg",
         recipe=Recipe(epochs=epochs, plateau_patience=1, early_stop_patience=patience),
@@ -126,7 +129,7 @@ def train(
         state=keeper.load(),
     )
     fit(
-        [learner],
+        [toy],
         numerics=CPU,
         device="cpu",
         batches=batches,
@@ -134,9 +137,9 @@ def train(
         shares=Shares(),
         check_stop=stop,
     )
-    if learner.error is not None:
-        raise learner.error
-    return learner.progress
+    if toy.error is not None:
+        raise toy.error
+    return toy.progress
 
 
 def without_speed(progress: Progress) -> list[dict[str, float]]:
@@ -262,3 +265,23 @@ def test_only_what_trains_is_optimised() -> None:
     network.decode(maps, None)["seg_logits"].square().mean().backward()
     optimizer.step()
     assert network.hidden.weight.equal(frozen)
+
+
+def test_losses_that_are_read_late_are_all_read_before_anything_is_told_or_saved(
+    tmp_path: Path, whole: tuple[Path, Any, Progress], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU, whose losses are read when the next step has begun."""
+    monkeypatch.setattr(learner, "LossReader", partial(LossReader, late=1))
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path, make_network(), stop=Stop(19, KeyboardInterrupt), every="1steps")
+    network = make_network()
+    assert without_speed(train(tmp_path, network)) == without_speed(whole[2])
+    assert_same_bits(whole[1], network)
+
+    broken = make_network()
+    with torch.no_grad():
+        broken.classes.bias[0] = math.nan
+    folder = tmp_path / "broken"
+    with pytest.raises(NonFiniteLossError, match="epoch 1, step 1"):
+        train(folder, broken, every="1steps")
+    assert not list(folder.glob("state-*"))

@@ -298,6 +298,45 @@ def test_what_one_raises_or_is_told_ends_that_one_only(
         assert_same(outcome, alone, index)
 
 
+def test_a_head_that_raises_ends_one_only(
+    bench: Bench, alone: Alone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trials = group(bench)
+    from sharedenc.training.member import Member
+
+    build = Member.build
+
+    def with_a_bug(member: Member, network: Any) -> None:
+        """One head breaks in its fourth step, another in the second validation."""
+        build(member, network)
+        calls = 0
+
+        def count(head: torch.nn.Module, *_: Any) -> None:
+            nonlocal calls
+            calls += 1
+            if head.training == in_training and calls == at:
+                raise ZeroDivisionError("the head's own bug")
+
+        breaks = {trials[0].key: (True, STEPS + VAL_BATCHES + 1)}
+        breaks |= {trials[2].key: (False, 2 * STEPS + VAL_BATCHES + 1)}
+        if member.job.trial.key in breaks:
+            in_training, at = breaks[member.job.trial.key]
+            (head,) = (h for h in (network.det_head, network.seg_head) if h is not None)
+            head.register_forward_pre_hook(count)
+
+    monkeypatch.setattr(Member, "build", with_a_bug)
+    outcomes, _ = bench.together(trials, "t", **NO_PAGES)
+    assert [(o.state, o.error, o.epochs_done) for o in outcomes[:3:2]] == [
+        ("failed", "ZeroDivisionError", 1)
+    ] * 2
+    for index in (1, 3, 4):
+        assert_same(outcomes[index], alone, index)
+    monkeypatch.undo()
+    for index in (0, 2):
+        outcome, _ = bench.run(trials[index], f"t/{index}", **NO_PAGES)
+        assert_same(outcome, alone, index)
+
+
 def test_one_that_cannot_begin_ends_alone(bench: Bench, alone: Alone) -> None:
     trials = group(bench)
     first = bench.folder / "t/0"
