@@ -33,6 +33,26 @@ def copy_atomic(source: Path, path: Path) -> None:
         replace_file(path, lambda file: shutil.copyfileobj(reader, file, CHUNK))
 
 
+def link_atomic(source: Path, path: Path) -> None:
+    """Replace ``path`` by a further name of ``source``'s bytes, or leave it untouched.
+
+    For files that are only ever replaced as a whole. ``source`` is on the disk already; where a
+    file system has no such names it is copied.
+    """
+    part = path.with_name(f".{path.name}-{os.getpid()}{PART}")
+    try:
+        os.link(source, part)
+    except OSError:
+        copy_atomic(source, path)
+        return
+    try:
+        # Two names of one file are left alone by a rename: then there is nothing to replace.
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+    sync_folder(path.parent)
+
+
 def replace_file(path: Path, write: Callable[[IO[bytes]], None]) -> None:
     """Let ``write`` fill a file beside ``path``, put it on the disk and rename it to ``path``.
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from sharedenc.files import copy_atomic, file_sha256, remove_parts, write_atomic
+from sharedenc.files import copy_atomic, file_sha256, link_atomic, remove_parts, write_atomic
 
 
 def test_a_write_that_fails_leaves_the_old_file(
@@ -36,6 +36,30 @@ def test_copies_and_digests(tmp_path: Path) -> None:
     copy_atomic(source, tmp_path / "deep" / "copy")
     expected = hashlib.sha256(b"x" * 3_000_000).hexdigest()
     assert file_sha256(tmp_path / "deep" / "copy") == expected
+
+
+def test_a_further_name_has_the_bytes_and_outlives_its_source(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, path = tmp_path / "source", tmp_path / "path"
+    source.write_bytes(b"new")
+    path.write_bytes(b"old")
+    for _ in range(2):  # the second time both are one file already
+        link_atomic(source, path)
+        assert path.read_bytes() == b"new"
+        assert sorted(os.listdir(tmp_path)) == ["path", "source"]
+    assert source.stat().st_ino == path.stat().st_ino
+    write_atomic(source, b"newer")
+    assert path.read_bytes() == b"new"
+
+    def none(*_: object) -> None:
+        raise OSError(1, "no hard links here")
+
+    monkeypatch.setattr(os, "link", none)
+    link_atomic(source, path)
+    source.unlink()
+    assert path.read_bytes() == b"newer"
+    assert os.listdir(tmp_path) == ["path"]
 
 
 def test_what_is_left_of_writers_goes_and_nothing_else(tmp_path: Path) -> None:

@@ -20,12 +20,12 @@ import torch
 import torchvision
 from torch import Tensor
 
-from sharedenc.files import locked, write_atomic
+from sharedenc.files import locked
 from sharedenc.models.encoders import Encoder, batch_norms
 from sharedenc.models.weights import calibrate_batchnorm
 from sharedenc.spec import Trial
 from sharedenc.training.device import device_name
-from sharedenc.training.state_file import DamagedStateError, decode, encode
+from sharedenc.training.state_file import DamagedStateError, read_state, write_state
 
 log = logging.getLogger(__name__)
 
@@ -69,7 +69,7 @@ def calibrate(encoder: Encoder, images: Images, folder: Path, key: str) -> bool:
         calibrate_batchnorm(encoder, images())
         content = {"key": key, "statistics": {n: t.cpu() for n, t in _statistics(encoder).items()}}
         try:
-            write_atomic(path, *encode(content))
+            write_state(path, content)
         except OSError as error:
             log.info("%s: batch-norm statistics are not kept", error)
     return False
@@ -119,7 +119,7 @@ def _statistics(encoder: Encoder) -> dict[str, Tensor]:
 def _read(path: Path, key: str, encoder: Encoder) -> dict[str, Tensor] | None:
     """What a file keeps for this encoder; None without one, or with a damaged one."""
     try:
-        content: dict[str, Any] = decode(path.read_bytes())
+        content: dict[str, Any] = read_state(path)
         kept: dict[str, Tensor] = content["statistics"]
         if content["key"] != key or {n: t.shape for n, t in kept.items()} != {
             n: t.shape for n, t in _statistics(encoder).items()

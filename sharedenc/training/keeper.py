@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from sharedenc.errors import CheckpointError
-from sharedenc.files import copy_atomic, file_sha256, remove_parts, write_atomic
+from sharedenc.files import file_sha256, link_atomic, remove_parts, write_atomic
 from sharedenc.models.network import Network
 from sharedenc.storage import Storage, StorageError
 from sharedenc.training.checkpoint import BEST, network_bytes, network_tensors
@@ -28,10 +28,10 @@ from sharedenc.training.state_file import (
     DamagedStateError,
     StateName,
     best_name,
-    decode,
-    encode,
     is_best_name,
+    read_state,
     read_values,
+    write_state,
 )
 
 log = logging.getLogger(__name__)
@@ -163,7 +163,7 @@ class Keeper:
             self._waiting = None
         name = StateName(state["epoch"], state["step"], self._best)
         whole = {**state, "version": VERSION, "key": self.key, "best": self._best}
-        write_atomic(self.folder / str(name), *encode(whole))
+        write_state(self.folder / str(name), whole)
         for old in _superseded(path.name for path in self.folder.iterdir()):
             (self.folder / old).unlink(missing_ok=True)
         self._copy(name)
@@ -177,7 +177,7 @@ class Keeper:
         target = self.folder / BEST
         source = self.folder / best_name(self._best)
         if source.exists():
-            copy_atomic(source, target)
+            link_atomic(source, target)
         return target
 
     def settle(self) -> None:
@@ -212,7 +212,7 @@ class Keeper:
 
     def _decoded(self, path: Path) -> State | None:
         try:
-            state = decode(path.read_bytes())
+            state = read_state(path)
         except DamagedStateError as error:
             self._set_aside(path, str(error))
             return None
@@ -233,7 +233,7 @@ class Keeper:
             return True
         if self._is_whole(self.folder / BEST, sha256):
             if state["end"] != "done":  # the lasting name may get a better one
-                copy_atomic(self.folder / BEST, path)
+                link_atomic(self.folder / BEST, path)
             return True
         if self._fetch(path.name) and self._is_whole(path, sha256):
             return True
@@ -263,7 +263,7 @@ class Keeper:
             self._set_aside(path, str(error))
             return None
         if best:
-            copy_atomic(self.folder / BEST, self.folder / best_name(best))
+            link_atomic(self.folder / BEST, self.folder / best_name(best))
         self._best = best
         return state
 

@@ -12,9 +12,12 @@ import io
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import IO, Any
 
 import torch
+
+from sharedenc.files import replace_file
 
 VERSION = 2
 _HEADER = b"sharedenc state %d " % VERSION
@@ -62,20 +65,45 @@ def is_best_name(name: str) -> bool:
     return _BEST_NAME.fullmatch(name) is not None
 
 
-def encode(state: Mapping[str, Any]) -> tuple[bytes, memoryview]:
-    """Tensors and plain values as bytes for `decode`: the header, and what it is the digest of."""
-    buffer = io.BytesIO()
-    torch.save(dict(state), buffer)
-    content = buffer.getbuffer()
-    return _HEADER + hashlib.sha256(content).hexdigest().encode() + b"\n", content
+class _Digesting:
+    """A file to write to, and the digest of what was written."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self.sha256 = hashlib.sha256()
+
+    def write(self, data: bytes | memoryview) -> int:
+        self.sha256.update(data)
+        return self._file.write(data)
+
+    def flush(self) -> None:
+        self._file.flush()
 
 
-def decode(data: bytes) -> dict[str, Any]:
-    """Return what `encode` was given, tensors on the CPU. Runs no code that a file may hold.
+def write_state(path: Path, state: Mapping[str, Any]) -> None:
+    """Replace a file by tensors and plain values for `read_state`, or leave it untouched.
+
+    They are serialised straight into the file and digested on the way; the digest is filled in
+    before the file gets its name.
+    """
+
+    def write(file: IO[bytes]) -> None:
+        file.write(_HEADER + b"0" * 64 + b"\n")
+        content = _Digesting(file)
+        torch.save(dict(state), content)  # type: ignore[arg-type]
+        file.seek(len(_HEADER))
+        file.write(content.sha256.hexdigest().encode())
+
+    replace_file(path, write)
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """Return what `write_state` was given, tensors on the CPU. Runs no code that a file may hold.
 
     Raises:
         DamagedStateError: the bytes are cut, changed, or of another version.
     """
+    data = path.read_bytes()
     header, content = data[:_HEADER_SIZE], memoryview(data)[_HEADER_SIZE:]
     if not header.startswith(_HEADER):
         raise DamagedStateError(f"it does not start as a state of version {VERSION}")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 import logging
 import os
 import shutil
@@ -19,7 +21,7 @@ from sharedenc.storage import FolderStorage, StorageError
 from sharedenc.training.checkpoint import read_checkpoint
 from sharedenc.training.interval import Interval
 from sharedenc.training.keeper import Keeper, fetch_best, has_state
-from sharedenc.training.state_file import DamagedStateError, StateName, decode, encode
+from sharedenc.training.state_file import DamagedStateError, StateName, read_state, write_state
 
 KEY = "f" * 64
 
@@ -384,10 +386,31 @@ class Trap:
 
 def test_a_state_cannot_run_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    content = b"".join(bytes(part) for part in encode({"trap": Trap()}))
+    write_state(tmp_path / "state", {"trap": Trap()})
     with pytest.raises(DamagedStateError):
-        decode(content)
+        read_state(tmp_path / "state")
     assert not (tmp_path / "trapped").exists()
+
+
+def test_a_state_has_the_bytes_that_it_has_had_since_version_2(tmp_path: Path) -> None:
+    content = {"tensor": torch.arange(70_000.0), "epoch": 3, "names": ["a", ("b", None)]}
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    digest = hashlib.sha256(buffer.getvalue()).hexdigest()
+    write_state(tmp_path / "state", content)
+    expected = f"sharedenc state 2 {digest}\n".encode() + buffer.getvalue()
+    assert (tmp_path / "state").read_bytes() == expected
+    read = read_state(tmp_path / "state")
+    assert read.pop("tensor").equal(content.pop("tensor"))
+    assert read == content
+
+
+def test_a_state_that_cannot_be_serialised_leaves_the_one_before(tmp_path: Path) -> None:
+    write_state(tmp_path / "state", {"epoch": 1})
+    with pytest.raises((TypeError, AttributeError, RuntimeError)):
+        write_state(tmp_path / "state", {"tensor": torch.zeros(5000), "no": (x for x in ())})
+    assert read_state(tmp_path / "state") == {"epoch": 1}
+    assert [path.name for path in tmp_path.iterdir()] == ["state"]
 
 
 def test_names_sort_by_progress_and_name_their_best_network() -> None:
