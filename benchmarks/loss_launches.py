@@ -68,9 +68,9 @@ def sides(batch: int) -> tuple[Loss, Loss]:
         size = 8 + torch.rand(count, 2, generator=generator) * (IMAGE_PX - 8 - corner)
         boxes.append(torch.cat((corner, corner + size), dim=1))
         labels.append(torch.randint(1, CLASSES, (count,), generator=generator))
-    reference = SsdLoss(CLASSES, IMAGE_PX, anchors)
+    reference = SsdLoss(CLASSES, IMAGE_PX)
     return (
-        lambda: reference(outputs, boxes, labels),
+        lambda: reference(outputs, anchors, boxes, labels),
         lambda: batched_detection_loss(
             outputs["cls_logits"], outputs["bbox_regression"], anchors, boxes, labels
         ),

@@ -25,26 +25,31 @@ ALPHA = 6.0
 class SsdLoss:
     """torchvision's target assignment and loss, image by image as in `SSD.forward`."""
 
-    def __init__(self, num_classes: int, image_px: int, anchors: Tensor) -> None:
-        """``anchors [A, 4]`` xyxy px."""
+    def __init__(self, num_classes: int, image_px: int) -> None:
         generator = DefaultBoxGenerator([[2, 3]] * 6, min_ratio=0.2, max_ratio=0.95)
         size = (image_px, image_px)
         self._ssd = SSD(nn.Identity(), generator, size, num_classes, head=nn.Identity())
-        self._anchors = anchors
 
     def __call__(
-        self, outputs: dict[str, Tensor], boxes: list[Tensor], labels: list[Tensor]
+        self,
+        outputs: dict[str, Tensor],
+        anchors: Tensor,
+        boxes: list[Tensor],
+        labels: list[Tensor],
     ) -> Tensor:
-        """Sum of both parts for ``cls_logits [B, A, C]`` and ``bbox_regression [B, A, 4]``."""
+        """Sum of both parts for ``cls_logits [B, A, C]`` and ``bbox_regression [B, A, 4]``.
+
+        Boxes and ``anchors [A, 4]`` are xyxy px, labels begin at 1.
+        """
         matched = []
         for found in boxes:
             if found.numel() == 0:
-                nothing = torch.full((len(self._anchors),), -1, dtype=torch.int64)
+                nothing = torch.full((len(anchors),), -1, dtype=torch.int64)
                 matched.append(nothing.to(found.device))
             else:
-                matched.append(self._ssd.proposal_matcher(box_iou(found, self._anchors)))
+                matched.append(self._ssd.proposal_matcher(box_iou(found, anchors)))
         targets = [{"boxes": b, "labels": n} for b, n in zip(boxes, labels, strict=True)]
-        losses = self._ssd.compute_loss(targets, outputs, [self._anchors] * len(boxes), matched)
+        losses = self._ssd.compute_loss(targets, outputs, [anchors] * len(boxes), matched)
         total: Tensor = losses["bbox_regression"] + losses["classification"]
         return total
 
@@ -55,8 +60,8 @@ class ReferenceTrainer:
     def __init__(self, network: Network, image_px: int, lr: float) -> None:
         self.network = network.train()
         assert network.det_head is not None
-        anchors = network.det_head.anchors(image_px)
-        self._det = SsdLoss(network.num_classes, image_px, anchors)
+        self._anchors = network.det_head.anchors(image_px)
+        self._det = SsdLoss(network.num_classes, image_px)
         self._optimizer = AdamW(network.parameters(), lr=lr)
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
@@ -68,7 +73,7 @@ class ReferenceTrainer:
         """L_det + 6 L_seg."""
         assert batch.masks is not None
         seg = F.cross_entropy(outputs["seg_logits"], batch.masks.long(), ignore_index=IGNORE)
-        return self._det(outputs, batch.boxes, batch.labels) + ALPHA * seg
+        return self._det(outputs, self._anchors, batch.boxes, batch.labels) + ALPHA * seg
 
     def update(self, loss: Tensor) -> None:
         """Backward pass and optimiser step."""
