@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -81,7 +82,9 @@ def _serve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     from sharedenc.mlflow_server import serve
 
     kept = os.environ.pop("MLFLOW_TRACKING_URI", None)
-    with serve(tmp_path_factory.mktemp("mlflow")) as server:
+    folder = tmp_path_factory.mktemp("mlflow")
+    with serve(folder) as server:
         yield server.uri
+    shutil.rmtree(folder, ignore_errors=True)  # some GB of checkpoints and exported files
     if kept is not None:
         os.environ["MLFLOW_TRACKING_URI"] = kept
