@@ -13,6 +13,7 @@ REGISTRY: dict[str, str] = {
     "R4": "benchmarks.shared_encoder",
     "R5": "benchmarks.shared_encoder_rates",
     "R6": "benchmarks.train_step",
+    "R7": "benchmarks.confusion",
     "R8": "benchmarks.trial_start",
     "R9": "benchmarks.metric_logging",
     "R10": "benchmarks.makespan",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
 IGNORE = 255
 BACKGROUND = "background"
 UNDEFINED = -1.0
+# At most 2**24: OpenCV gives counts as float32, which has every whole number up to that.
+PIXELS_AT_ONCE = 2**20
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,13 @@ class ConfusionMatrix:
         truth, guess = np.asarray(target), np.asarray(pred)
         if truth.shape != guess.shape:
             raise ValueError(f"pred has shape {guess.shape}, target {truth.shape}")
+        if truth.size == 0:
+            return
+        if truth.dtype == guess.dtype == np.uint8 and self.num_classes <= IGNORE:
+            counts = _count_bytes(truth, guess, self.num_classes)
+            if counts is not None:
+                self.counts += counts
+                return
         labelled = truth != IGNORE
         truth, guess = truth[labelled], guess[labelled]
         if truth.size == 0:
@@ -59,10 +69,7 @@ class ConfusionMatrix:
             low, high = int(values.min()), int(values.max())
             if low < 0 or high >= classes:
                 raise ValueError(f"{name} has values {low}..{high}, classes are 0..{classes - 1}")
-        # The narrowest type that holds C * C - 1: memory traffic is the cost here.
-        pair = truth.astype(np.min_scalar_type(classes * classes - 1))
-        pair *= pair.dtype.type(classes)
-        pair += guess.astype(pair.dtype)
+        pair = truth.astype(np.int64) * classes + guess.astype(np.int64)
         self.counts += np.bincount(pair, minlength=classes * classes).reshape(classes, classes)
 
     def result(self, classes: ClassList) -> SegResult:
@@ -87,3 +94,32 @@ class ConfusionMatrix:
             iou_per_class=iou,
             absent=tuple(name for name in names if name not in iou),
         )
+
+
+def _count_bytes(
+    truth: npt.NDArray[np.uint8], guess: npt.NDArray[np.uint8], classes: int
+) -> npt.NDArray[np.int64] | None:
+    """How often each pair (truth, guess) occurs, without the pixels of no class.
+
+    Pairs become numbers of 16 bits, for which OpenCV's histogram is the fastest counter; it leaves
+    out what is beyond the last pair, as the pixels of no class are.
+
+    Returns:
+        ``[C, C]``, or None if there is another value that is no class.
+    """
+    if guess.max() >= classes:
+        return None
+    pairs = classes * classes
+    counts = np.zeros(pairs, np.int64)
+    truth, guess = truth.reshape(-1), guess.reshape(-1)
+    memory = np.empty(min(PIXELS_AT_ONCE, truth.size), np.uint16)
+    for start in range(0, truth.size, PIXELS_AT_ONCE):
+        part = slice(start, start + PIXELS_AT_ONCE)
+        pair = memory[: len(truth[part])]
+        np.multiply(truth[part], np.uint16(classes), out=pair, dtype=np.uint16)
+        pair += guess[part]
+        found = cv2.calcHist([pair.reshape(1, -1)], [0], None, [pairs], [0, pairs])
+        counts += found.reshape(-1).astype(np.int64)
+    if counts.sum() != np.count_nonzero(truth != IGNORE):
+        return None
+    return counts.reshape(classes, classes)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks import mean_ap
+from benchmarks import confusion, mean_ap
 from benchmarks.protocol import Unequal
 
 SMALL = {"images": 12, "objects": 60, "per_image": 30}
@@ -42,3 +42,24 @@ def test_r1_refuses_a_scorer_that_is_a_little_off(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(mean_ap, "coco_ap", off)
     with pytest.raises(Unequal):
         mean_ap.run(1, **SMALL)
+
+
+def test_r7_counts_the_same_both_ways() -> None:
+    (row,) = confusion.run(1, images=2)
+    assert (row["id"], row["unit"], row["check"]) == ("R7", "ms/image", "every count the same")
+    assert row["ratio"] == row["reference"] / row["ours"]
+    assert 0 < row["limit_share"] < 1
+    truth, guess = confusion.made_up(2)
+    assert confusion.ours(truth, guess).sum() == (truth != 255).sum()
+
+
+def test_r7_refuses_a_matrix_that_is_one_pixel_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    def off(truth: Any, guess: Any) -> Any:
+        counts = real(truth, guess)
+        counts[3, 4] += 1
+        return counts
+
+    real = confusion.ours
+    monkeypatch.setattr(confusion, "ours", off)
+    with pytest.raises(Unequal):
+        confusion.run(1, images=2)
