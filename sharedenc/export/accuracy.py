@@ -181,7 +181,8 @@ class _Scorer:
             )
             self._boxes += detection_rows(batch, found, given.image_px)
         if "seg_logits" in outputs and batch.masks is not None:
-            predicted = outputs["seg_logits"].argmax(dim=1).to(torch.uint8)
+            # The same indices as those of argmax, which takes three times as long over channels.
+            predicted = outputs["seg_logits"].max(dim=1).indices.to(torch.uint8)
             self._pixels.update(predicted.numpy(), batch.masks.numpy())
 
     def scores(self, truth: Mapping[str, Any], pack: PackedDataset) -> dict[str, float]:
