@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from statistics import fmean
@@ -120,8 +120,14 @@ def _ours(trials: int, folder: Path) -> dict[str, Any]:
     from sweeps.state import Row as SweepRow
     from sweeps.state import SweepState
 
-    def execute(payload: dict[str, Any], on_report: object, stop: object) -> dict[str, Any]:
-        return {"state": "done", "result": noop(payload["number"])}
+    def execute(
+        payloads: Sequence[dict[str, Any]],
+        on_report: object,
+        on_end: Callable[[str, dict[str, Any]], None],
+        stop: object,
+    ) -> None:
+        for payload in payloads:
+            on_end(payload["node"], {"state": "done", "result": noop(payload["number"])})
 
     def payload(row: SweepRow) -> dict[str, Any]:
         return {"node": row.node.id, "number": row.node.seed}

@@ -24,7 +24,9 @@ PRESETS: dict[str, Preset] = {
         about="the reference study's recipe with its published learning rates (the default)",
     ),
     "thesis": Preset(
-        about="the same recipe; learning rates are searched once per backbone, on its baselines",
+        about="the same recipe in float32; learning rates are searched once per backbone, on its "
+        "baselines",
+        recipe={"precision": "float32"},
         study={"lr_search": "backbone"},
     ),
     "quick": Preset(

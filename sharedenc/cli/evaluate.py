@@ -11,7 +11,8 @@ import click
 from sharedenc.data.dataset import read_json
 
 if TYPE_CHECKING:
-    from sharedenc.evaluation.detection import ApResult, IouType
+    from sharedenc.evaluation.coco_tables import IouType
+    from sharedenc.evaluation.detection import ApResult
 
 
 @click.command(epilog="Example: sharedenc evaluate --annotations GT.json --detections DT.json")
