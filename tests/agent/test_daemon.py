@@ -520,6 +520,7 @@ def test_a_server_that_is_stopped_and_started_again_has_everything_once(tmp_path
         agent = Process(uri, data, tmp_path / "state", "--load", "single")
         with agent:
             agent.wait_for(lambda: len(_bench_runs(uri, data)) == 2, "both are timed")
+            agent.wait_for(lambda: agent.status["waiting_to_be_sent"] == 0, "all of it is sent")
             assert _ended(agent) == 0
     # Now nobody answers: the same board starts, with what it knows, in the other mode of load.
     agent = Process(uri, data, tmp_path / "state")
@@ -529,6 +530,8 @@ def test_a_server_that_is_stopped_and_started_again_has_everything_once(tmp_path
         with serve(root, int(uri.rpartition(":")[2])) as again:
             assert again.uri == uri
             agent.wait_for(lambda: len(_bench_runs(uri, data)) == 4, "the other load is sent too")
+            # A run is there before its figures are.
+            agent.wait_for(lambda: agent.status["waiting_to_be_sent"] == 0, "all of it is sent")
             agent.wait_for(lambda: agent.status["server"]["state"] == "ok", "it knows")
         agent.wait_for(
             lambda: agent.status["server"]["state"] == "away", "the server is away again"
