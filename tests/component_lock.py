@@ -55,6 +55,7 @@ FILES: dict[str, list[str]] = {
         "sharedenc/training/record.py",
         "sharedenc/training/run.py",
         "sharedenc/training/initialise.py",
+        "sharedenc/training/calibrated.py",
         "sharedenc/training/numerics.py",
         "sharedenc/training/depthwise.py",
     ],
