@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from sharedenc.errors import SpecError
 from sweeps.faults import whole
 from sweeps.order import Demand, Machine
-from sweeps.resources import fit
+from sweeps.resources import MEMBER_BYTES, fit
 
 if TYPE_CHECKING:
     from sweeps.graph import Node
@@ -17,13 +17,31 @@ if TYPE_CHECKING:
 class Demands:
     """Demands by trial; those that ran out of memory ask for a whole device from then on."""
 
-    def __init__(self, nodes: Iterable[Node]) -> None:
+    def __init__(self, nodes: Sequence[Node]) -> None:
         self._asked = {node.id: node.demand for node in nodes}
         self._fitted = dict(self._asked)
         self._whole: set[str] = set()
+        self._width = {node.id: node.width for node in nodes}
 
     def __getitem__(self, name: str) -> Demand:
         return self._fitted[name]
+
+    def together(self, names: Sequence[str]) -> Demand:
+        """What trials occupy that train together: the largest of them, and a little for each."""
+        fitted = [self._fitted[name] for name in names]
+        asked = max(self._asked[name].memory for name in names)
+        return Demand(
+            cpus=max(demand.cpus for demand in fitted),
+            gpus=max(demand.gpus for demand in fitted),
+            memory=max(
+                *(demand.memory for demand in fitted),
+                asked + (len(names) - 1) * MEMBER_BYTES,
+            ),
+        )
+
+    def width(self, names: Iterable[str]) -> int:
+        """How many trials may train together where all of these do."""
+        return min(self._width[name] for name in names)
 
     def fit(self, names: Sequence[str], machines: Sequence[Machine], *, strict: bool) -> None:
         """Fit the demands of trials that have not started.

@@ -2,6 +2,7 @@
 
 Code and data faults would come again and are not retried. A machine's fault is retried a few
 times, a preemption is nobody's fault, and a trial out of memory gets one try with a whole device.
+Trials that trained together are each tried alone after a fault of machine or memory.
 """
 
 from __future__ import annotations
@@ -62,8 +63,13 @@ class Faults:
     idle: int = 0
     epoch: int = 0
 
-    def judge(self, outcome: Mapping[str, Any], epoch: int, rules: Rules) -> Retry | None:
-        """Count this end of a trial that had finished ``epoch`` epochs; None when it was final."""
+    def judge(
+        self, outcome: Mapping[str, Any], epoch: int, rules: Rules, *, together: bool = False
+    ) -> Retry | None:
+        """Count this end of a trial that had finished ``epoch`` epochs; None when it was final.
+
+        Of trials that ran out of memory ``together`` nobody knows yet whether they do alone.
+        """
         if outcome["state"] == "preempted":
             self.preempted += 1
             self.idle = 0 if epoch > self.epoch else self.idle + 1
@@ -76,6 +82,8 @@ class Faults:
             if self.machine >= rules.machine_attempts:
                 return None
             return Retry(delay_s=backoff(self.machine - 1, rules))
+        if outcome.get("kind") == "oom" and together:
+            return Retry(delay_s=0.0)
         if outcome.get("kind") == "oom":
             self.oom += 1
             return Retry(delay_s=0.0, whole=True) if self.oom == 1 else None

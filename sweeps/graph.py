@@ -12,6 +12,7 @@ from sharedenc.errors import SpecError
 from sharedenc.spec import Cell, Recipe, Scheduler, Trial, resolve_numerics
 from sweeps.brackets import Ladder
 from sweeps.facts import Facts
+from sweeps.fusion import MOST_TOGETHER
 from sweeps.order import Demand, Job
 from sweeps.resolver import Resolver, nothing
 from sweeps.resources import demand, work_seconds
@@ -45,7 +46,8 @@ class Node:
     second and later seeds, else the strategy. Of a search trial, ``search`` is the digest of
     what is searched (the same in every study that asks for the same), ``number`` counts its
     trials from 0 and ``group`` names its bracket; a final trial has none of them, and takes its
-    rate from the search trials in ``after``. ``blocked`` says why it cannot run at all.
+    rate from the search trials in ``after``. ``blocked`` says why it cannot run at all. ``width``
+    is how many trials of one frozen encoder its ``demand`` has memory for.
     """
 
     id: str
@@ -63,6 +65,7 @@ class Node:
     blocked: str | None = None
     work: float = 1.0
     demand: Demand = field(default_factory=Demand)
+    width: int = MOST_TOGETHER
 
     @property
     def job(self) -> Job:

@@ -38,6 +38,10 @@ class Launcher(Protocol):
     def elastic(self) -> bool:
         """Whether machines may come that are not there yet."""
 
+    @property
+    def at_once(self) -> int | None:
+        """How many processes run trials at once; None for as many as the machines hold."""
+
     def machines(self) -> list[Machine]:
         """What there is to run on; the launcher is open from here on."""
 
@@ -60,11 +64,19 @@ class Launcher(Protocol):
 
 @dataclass
 class LocalLauncher:
-    """One trial after the other in this process: for tests, debugging and machines without Ray."""
+    """One trial, or group of them, after the other in this process.
+
+    For tests, debugging and machines without Ray.
+    """
 
     run_trial: Execute = execute
     elastic: bool = False
     sleep: Callable[[float], None] = time.sleep
+
+    @property
+    def at_once(self) -> int | None:
+        """One after the other."""
+        return 1
 
     def machines(self) -> list[Machine]:
         """One slot, whatever a trial asks for."""
@@ -84,18 +96,18 @@ class LocalLauncher:
                 beat()
                 self.sleep(LOCAL_BEAT_S)
                 continue
-            self._run(state, row, payload(row), beat)
+            members = [state.rows[name] for name in state.group(row.node.id).members]
+            self._run(state, [payload(member) for member in members], beat)
             beat()
 
     def close(self) -> None:
         """Nothing was started."""
 
-    def _run(self, state: SweepState, row: Row, payload: dict[str, Any], beat: Beat) -> None:
-        name = row.node.id
-        drain = payload.get("drain_file")
+    def _run(self, state: SweepState, payloads: list[dict[str, Any]], beat: Beat) -> None:
+        drain = payloads[0].get("drain_file")
         heard = 0.0
 
-        def on_report(report: dict[str, Any]) -> bool:
+        def on_report(name: str, report: dict[str, Any]) -> bool:
             cut = state.epoch(name, report)
             beat()
             return cut
@@ -109,8 +121,10 @@ class LocalLauncher:
 
         with Stop(None if drain is None else Path(drain)) as stop:
             reason = stop()
-            outcome = stopped(reason) if reason else self.run_trial(payload, on_report, stopping)
-        state.end(name, outcome)
+            if not reason:
+                self.run_trial(payloads, on_report, state.end, stopping)
+        for payload in payloads if reason else ():
+            state.end(payload["node"], stopped(reason))
 
 
 @dataclass
@@ -124,7 +138,7 @@ class RayLauncher:
         threads: Threads of one trial, for the libraries that read them from the environment.
         address: A Ray cluster to join; None starts a private Ray on this machine.
         cpus, memory_gib, gpus: Limits of this machine that differ from what it has.
-        run_trial: What a worker does for one trial.
+        run_trial: What a worker does for trials that train together.
         records: Folder in which a private Ray is recorded, for the next one to clean up after it
             should this process be killed; None for the folder around ``storage``.
         growing: Whether the cluster can grow; None to find out.
@@ -148,6 +162,11 @@ class RayLauncher:
     def elastic(self) -> bool:
         """Whether machines may come that are not there yet; known once the launcher is open."""
         return self._elastic
+
+    @property
+    def at_once(self) -> int | None:
+        """As many as the machines hold."""
+        return None
 
     def machines(self) -> list[Machine]:
         """Start or join Ray and read off its nodes.
@@ -219,7 +238,7 @@ class RayLauncher:
 
         from sweeps.searcher import BracketScheduler, GraphSearcher, Quiet, Watcher
 
-        scheduler = BracketScheduler(state)
+        scheduler = BracketScheduler(state, watch.signals.cut)
         trainable = make_trainable(self.run_trial, watch.signals.name)
         tuner = tune.Tuner(
             tune.with_resources(trainable, placement),

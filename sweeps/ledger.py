@@ -27,9 +27,10 @@ from sharedenc.training.job import trial_tags
 from sweeps.adopt import OWN, adopt
 from sweeps.brackets import CUT
 from sweeps.differences import content_of, differences, flat, nearest, told
+from sweeps.fusion import alone_s, shared_part
 from sweeps.graph import SEARCH_STAGE
 from sweeps.proposals import Proposal
-from sweeps.standing import exit_code, row_tags, status
+from sweeps.standing import exit_code, row_tags, status, together
 from sweeps.state import Row, Settled
 from sweeps.verify import Verifier
 
@@ -45,7 +46,11 @@ MOST_MEASURED, MOST_COMPARED, MANY = 500, 20, 100
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """What a finished trial on this data took; seconds are of wall time."""
+    """What a finished trial on this data took, in seconds of wall time.
+
+    Of one that trained with others ``seconds_per_epoch`` is what it would take alone, and its peak
+    of memory, which was that of them all, is 0: unknown.
+    """
 
     cell: Cell
     image_px: int
@@ -598,8 +603,11 @@ def _measured(record: RunRecord) -> Measured | None:
     try:
         epochs = _epochs(record)
         seconds = metrics["seconds"]
+        cell = Cell.parse(tags["sharedenc.cell"])
+        epoch_s = metrics.get("epoch_s", seconds / epochs)
+        members = len(together(record))
         return Measured(
-            cell=Cell.parse(tags["sharedenc.cell"]),
+            cell=cell,
             image_px=int(params["recipe.image_px"]),
             batch_size=int(params["recipe.batch_size"]),
             numerics={
@@ -608,10 +616,10 @@ def _measured(record: RunRecord) -> Measured | None:
                 if name.startswith("numerics.")
             },
             device=tags.get("sharedenc.device_name", ""),
-            seconds_per_epoch=metrics.get("epoch_s", seconds / epochs),
+            seconds_per_epoch=alone_s(epoch_s, shared_part(cell.backbone), members or 1),
             epochs=epochs,
             seconds=seconds,
-            peak_memory_bytes=int(metrics["peak_memory_bytes"]),
+            peak_memory_bytes=0 if members > 1 else int(metrics["peak_memory_bytes"]),
         )
     except (ValueError, ZeroDivisionError, LookupError, SpecError):  # a plugin's backbone
         return None

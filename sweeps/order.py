@@ -29,6 +29,14 @@ class Demand:
     gpus: float = 0.0
     memory: int = 0
 
+    def beyond(self, other: Demand) -> Demand:
+        """What this one takes more than another; nothing where it takes less."""
+        return Demand(
+            cpus=max(self.cpus - other.cpus, 0.0),
+            gpus=max(self.gpus - other.gpus, 0.0),
+            memory=max(self.memory - other.memory, 0),
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
@@ -64,6 +72,13 @@ class Machine:
             memory=self.memory + demand.memory,
             id=self.id,
         )
+
+    def times(self, demand: Demand) -> int:
+        """How many trials of a demand the machine holds at once."""
+        rooms = [self.cpus // demand.cpus] if demand.cpus else []
+        rooms += [self.gpus // demand.gpus] if demand.gpus else []
+        rooms += [self.memory // demand.memory] if demand.memory else []
+        return int(min(rooms, default=0))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,6 +175,7 @@ class Frontier:
         self._order = self._topological()
         self._demands = {job.demand for job in self._jobs.values()}
         self._ranks: dict[str, float] = {}
+        self._left_s = sum(job.work for job in self._jobs.values())
         self._rank()
         self._sort()
 
@@ -172,6 +188,32 @@ class Frontier:
     def ranks(self) -> Mapping[str, float]:
         """Upward rank of every job, in seconds."""
         return self._ranks
+
+    @property
+    def left_s(self) -> float:
+        """Estimated seconds of all jobs that wait, ready or not."""
+        return self._left_s
+
+    @property
+    def longest_s(self) -> float:
+        """Rank of the most urgent ready job: no chain of jobs that wait is longer; 0 without."""
+        return self._ranks[self._ready[0].id] if self._ready else 0.0
+
+    def work_s(self, name: str) -> float:
+        """Estimated seconds of a job."""
+        return self._jobs[name].work
+
+    def urgency(self, name: str) -> tuple[float, float, int]:
+        """What ready jobs are sorted by: the most urgent has the least."""
+        return -self._ranks[name], -self._jobs[name].work, self._index[name]
+
+    def tail_s(self, name: str) -> float:
+        """Seconds of the longest chain that waits for a job's end."""
+        return self._ranks[name] - self._jobs[name].work
+
+    def is_ready(self, name: str) -> bool:
+        """Whether a job waits for nothing and is not started."""
+        return self._phase[name] == "waiting" and self._gate[name].closed == 0
 
     def head(self, count: int) -> list[Job]:
         """The ``count`` most urgent ready jobs of each demand, the most urgent first.
@@ -192,24 +234,28 @@ class Frontier:
 
     def start(self, name: str) -> None:
         """A ready job was started."""
-        if not self._is_ready(name):
+        if not self.is_ready(name):
             raise ValueError(f"{name} cannot start: it is {self._phase[name]} or waits for others")
         self._remove(name)
         self._phase[name] = "started"
+        self._left_s -= self._jobs[name].work
 
     def again(self, name: str) -> None:
         """A started job waits once more, to be tried again."""
         if self._phase[name] != "started":
             raise ValueError(f"{name} cannot wait again: it is {self._phase[name]}")
         self._phase[name] = "waiting"
+        self._left_s += self._jobs[name].work
         self._insert(name)
 
     def end(self, name: str, *, done: bool) -> None:
         """A job ended, started or not (skipped, reused); what needs it runs only if it is done."""
         if self._phase[name] == "ended":
             raise ValueError(f"{name} has ended already")
-        if self._is_ready(name):
+        if self.is_ready(name):
             self._remove(name)
+        if self._phase[name] == "waiting":
+            self._left_s -= self._jobs[name].work
         self._phase[name] = "ended"
         opened = list(self._awaited[name])
         if done:
@@ -225,6 +271,8 @@ class Frontier:
         """Take new estimates in seconds, of any of the jobs; ranks and order follow."""
         for name, work in works.items():
             self._jobs[name] = replace(self._jobs[name], work=work)
+        waiting = (job for job in self._jobs.values() if self._phase[job.id] == "waiting")
+        self._left_s = sum(job.work for job in waiting)
         self._rank()
         self._sort()
 
@@ -275,23 +323,17 @@ class Frontier:
             tails[id(gate)] = longest
 
     def _sort(self) -> None:
-        names = [name for name in self._jobs if self._is_ready(name)]
-        names.sort(key=self._key)
-        self._keys = [self._key(name) for name in names]
+        names = [name for name in self._jobs if self.is_ready(name)]
+        names.sort(key=self.urgency)
+        self._keys = [self.urgency(name) for name in names]
         self._ready = [self._jobs[name] for name in names]
 
-    def _key(self, name: str) -> tuple[float, float, int]:
-        return -self._ranks[name], -self._jobs[name].work, self._index[name]
-
-    def _is_ready(self, name: str) -> bool:
-        return self._phase[name] == "waiting" and self._gate[name].closed == 0
-
     def _insert(self, name: str) -> None:
-        key = self._key(name)
+        key = self.urgency(name)
         place = bisect_left(self._keys, key)
         self._keys.insert(place, key)
         self._ready.insert(place, self._jobs[name])
 
     def _remove(self, name: str) -> None:
-        place = bisect_left(self._keys, self._key(name))
+        place = bisect_left(self._keys, self.urgency(name))
         del self._keys[place], self._ready[place]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from sharedenc.errors import SpecError
 from sweeps.graph import Node
 from sweeps.order import Machine
-from sweeps.resources import gpu_memory, pack, peaks_of
+from sweeps.resources import gpu_memory, pack, peaks_of, share_width
 
 if TYPE_CHECKING:
     from sweeps.ledger import Measured
@@ -52,4 +52,12 @@ def pack_trials(
         f"--pack: {sharing} of {len(nodes)} trials share a GPU by measured peaks"
         + ("; the others get a whole one, which measures them" if sharing < len(nodes) else "")
     )
-    return [replace(node, demand=packed[node.id]) for node in nodes]
+
+    def width(node: Node) -> int:
+        share = packed[node.id].gpus
+        peak = peaks.get((node.cell.name, node.recipe.image_px, node.recipe.batch_size))
+        if peak is None or not 0 < share < 1:
+            return node.width
+        return share_width(peak, share, size, node.width)
+
+    return [replace(node, demand=packed[node.id], width=width(node)) for node in nodes]

@@ -8,6 +8,7 @@ from typing import Any
 
 from sweeps.graph import SEARCH_STAGE, Node
 from sweeps.inputs import Inputs, Places
+from sweeps.order import Demand
 from sweeps.resolver import baseline_scores
 from sweeps.resources import loaders
 from sweeps.state import Row
@@ -21,13 +22,14 @@ class Payloads:
     study: Study
     inputs: Inputs
     places: Places
-    workers: int
+    workers: int | None
     checkpoint_every: str
     rerun: frozenset[str]
     reuse: bool = True
+    taps_budget_bytes: int = 0
 
-    def make(self, rows: Mapping[str, Row], row: Row) -> dict[str, Any]:
-        """JSON values; no credential is in them."""
+    def make(self, rows: Mapping[str, Row], row: Row, demand: Demand) -> dict[str, Any]:
+        """JSON values; no credential is in them. ``demand`` is what the trial has been given."""
         node, trial = row.node, row.trial
         assert trial is not None, "a row that starts has a trial"
         search = node.stage == SEARCH_STAGE
@@ -43,7 +45,7 @@ class Payloads:
             "parent": self._parent(rows, node),
             "work_dir": str(places.work_dir(self.inputs.name, trial).resolve()),
             "device": trial.numerics.device,
-            "workers": loaders(node.demand, self.workers),
+            "workers": loaders(demand, self.workers),
             "plugins": list(self.study.plugins),
             "keep": not search,
             "predictions": not search,
@@ -56,6 +58,7 @@ class Payloads:
             # Asked for again: what earlier attempts left is forgotten, once.
             "fresh": self._is_fresh(rows, row),
             "baselines": dict(baseline_scores(node, rows)),
+            "taps_budget_bytes": self.taps_budget_bytes,
             "attempt": row.attempts,
         }
 

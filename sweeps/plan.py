@@ -14,6 +14,7 @@ from sweeps.graph import Node, Resolver, expand
 from sweeps.inputs import Inputs, Places, gather
 from sweeps.ledger import Ledger, Measured
 from sweeps.lookup import look_up
+from sweeps.mates import likely_keys
 from sweeps.order import Machine
 from sweeps.packing import pack_trials
 from sweeps.preflight import job_of
@@ -120,6 +121,7 @@ def plan_study(
             **{node.id: demand for node, demand in zip(left, fitted, strict=True)},
         },
         pack_bytes=_size(inputs.data.root) if places.storage else 0,
+        keys=likely_keys(left, inputs.facts) if options.fuse == "auto" else None,
     )
 
 

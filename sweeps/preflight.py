@@ -11,6 +11,7 @@ from sharedenc.data.packed import cache_dir
 from sharedenc.spec import Cell
 from sweeps.graph import Node
 from sweeps.inputs import Inputs, Places
+from sweeps.mates import ANY_RATE
 from sweeps.order import Demand
 from sweeps.study import Study
 
@@ -18,8 +19,6 @@ if TYPE_CHECKING:
     from sharedenc.selftest.rows import Checked
     from sharedenc.training.job import TrialJob
 
-# The rate decides nothing that a preflight looks at.
-ANY_RATE = 1e-4
 CHECKED_FOLDER = "preflight"
 
 Run = Callable[[list["TrialJob"], Callable[["Checked"], None], Path], Sequence["Checked"]]

@@ -2,7 +2,8 @@
 
 Expected hours are those that the scheduler works with. The range holds what is uncertain: the
 seconds of an epoch (by how it was measured), the typical number of epochs until early stopping,
-and how far single trials lie from it. Wall time is a simulated sweep on the machines at hand.
+and how far single trials lie from it. Wall time is a simulated sweep on the machines at hand, and
+so is which frozen trials train together; what that saves is off the hours.
 """
 
 from __future__ import annotations
@@ -15,9 +16,11 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from sharedenc.spec import Cell
+from sweeps import fusion
 from sweeps.estimates import Estimates, Measurement, kind_of
+from sweeps.fusion import Part, shared_part
 from sweeps.order import Demand, Machine
-from sweeps.simulate import Virtual, simulate
+from sweeps.simulate import Outcome, Virtual, simulate
 
 if TYPE_CHECKING:
     from sweeps.graph import Node
@@ -97,6 +100,23 @@ class StagePrice:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Together:
+    """Which trials would train together over one frozen encoder, and what that saves.
+
+    ``groups`` holds their names; the hours saved are of devices (else of trials) and of wall time.
+    """
+
+    groups: list[list[str]]
+    saved_hours: float
+    saved_wall_hours: float
+
+    @property
+    def trials(self) -> int:
+        """Trials that train with others."""
+        return sum(len(group) for group in self.groups)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Price:
     """The whole plan. Device hours; on machines without GPUs, hours of trials."""
 
@@ -113,6 +133,7 @@ class Price:
     disk_gib: float
     board_hours: float
     exports: int
+    together: Together
     rests_on: str
 
     def to_dict(self) -> dict[str, Any]:
@@ -134,6 +155,7 @@ def price(
     demands: Mapping[str, Demand] | None = None,
     pack_bytes: int = 0,
     timed: int = 0,
+    keys: Mapping[str, str] | None = None,
 ) -> Price:
     """Price a study.
 
@@ -147,16 +169,32 @@ def price(
         demands: What trials occupy, fitted to the machines, by id [default: what nodes say].
         pack_bytes: Size of the data's pack.
         timed: Architecture and precision pairs that have a timing of the board already.
+        keys: By node id, equal for trials that may train together; see `mates.likely_keys`.
     """
     todo, blocked = to_run(nodes, states)
     demands = demands or {node.id: node.demand for node in nodes}
     won = _winners(nodes)
-    hours = {
-        node.id: _device(demands[node.id]) * _seconds(node, estimates, won) / 3600 for node in todo
+    seconds = {node.id: _seconds(node, estimates, won) for node in todo}
+    keys = {name: key for name, key in (keys or {}).items() if name not in won}
+    walls = _Walls(todo, machines, demands, seconds, keys)
+    groups = walls.groups()
+    less = {
+        name: part
+        for members in groups
+        for part in [_part_of(members, seconds, {node.id: node for node in todo})]
+        for name in members
     }
+    alone = {node.id: _device(demands[node.id]) * seconds[node.id] / 3600 for node in todo}
+    hours = {name: value * less.get(name, 1.0) for name, value in alone.items()}
     exports = sum(EXPORTED.get(cell.strategy, 0) for cell in {node.cell for node in nodes})
     timings = max(exports * BOARD_PRECISIONS - timed, 0)
-    runs_on, wall = _wall(todo, estimates, machines, demands, won)
+    draws = _drawn(todo, estimates, seconds, won)
+    runs_on, wall = walls.mean(draws, fuse=True)
+    together = Together(
+        groups=groups,
+        saved_hours=sum(alone.values()) - sum(hours.values()),
+        saved_wall_hours=(walls.mean(draws, fuse=False)[1] - wall) / 3600 if groups else 0.0,
+    )
     return Price(
         study=study,
         cells=_cells(nodes, states, blocked, hours, why_not or {}),
@@ -164,13 +202,14 @@ def price(
         trials=len(nodes),
         reused=sum(1 for node in nodes if node.id in states),
         blocked=len(blocked),
-        gpu_hours=_range(todo, estimates, demands, won, sum(hours.values())),
+        gpu_hours=_range(todo, estimates, demands, won, sum(hours.values()), less),
         wall_hours=wall / 3600,
         devices=runs_on,
         on_gpus=any(demands[node.id].gpus for node in nodes),
         disk_gib=(sum(_bytes(node) for node in todo) + pack_bytes) / GIB,
         board_hours=timings * BOARD_MINUTES / 60,
         exports=exports,
+        together=together,
         rests_on=_rests_on(todo, measured, probe, probe_steps),
     )
 
@@ -223,6 +262,7 @@ def _range(
     demands: Mapping[str, Demand],
     won: set[str],
     expected: float,
+    less: Mapping[str, float],
 ) -> Range:
     if not todo:
         return Range(low=0.0, expected=0.0, high=0.0)
@@ -247,51 +287,88 @@ def _range(
                 epochs = estimates.draw_epochs(node, typical, draw.gauss(0, 1))
                 factor = math.exp(sigma[node.cell] * pace[node.cell.backbone])
                 seconds += epochs * epoch_s[node.id] * factor
-            total += _device(demands[node.id]) * seconds / 3600
+            total += _device(demands[node.id]) * seconds * less.get(node.id, 1.0) / 3600
         totals.append(total)
     totals.sort()
     low, high = totals[int(LOW * DRAWS)], totals[int(HIGH * DRAWS)]
     return Range(low=min(low, expected), expected=expected, high=max(high, expected))
 
 
-def _wall(
-    todo: Sequence[Node],
-    estimates: Estimates,
-    machines: Sequence[Machine],
-    demands: Mapping[str, Demand],
-    won: set[str],
-) -> tuple[int, float]:
-    """Trials at once at most, and seconds of wall time: a mean over drawn numbers of epochs."""
-    if not todo:
-        return 0, 0.0
-    ids = {node.id for node in todo}
-    works = {node.id: _seconds(node, estimates, won) for node in todo}
+def _part_of(
+    members: Sequence[str], seconds: Mapping[str, float], nodes: Mapping[str, Node]
+) -> float:
+    """What is left of the device time of trials when they train together."""
+    parts = [
+        Part(id=name, work=seconds[name], shared=shared_part(nodes[name].cell.backbone))
+        for name in members
+    ]
+    return fusion.seconds(parts) / sum(part.work for part in parts)
+
+
+def _drawn(
+    todo: Sequence[Node], estimates: Estimates, seconds: Mapping[str, float], won: set[str]
+) -> list[dict[str, float]]:
+    """Seconds of every trial, by id, for several drawn numbers of epochs."""
     draw = random.Random(0)
-    walls, most = [], 0
+    draws = []
     for _ in range(WALL_DRAWS):
-        trials = []
+        drawn = dict(seconds)
         for node in todo:
-            seconds = works[node.id]
             if node.id not in won:
                 epochs = estimates.draw_epochs(node, 0.0, draw.gauss(0, 1))
                 epoch_s = estimates.seconds_per_epoch(node.cell, node.recipe)
-                seconds = epochs * epoch_s + estimates.outside_epochs(node)
-            trials.append(
-                Virtual(
-                    id=node.id,
-                    cell=node.cell,
-                    recipe=node.recipe,
-                    epochs=1,
-                    epoch_s=seconds,
-                    needs=tuple(name for name in node.needs if name in ids),
-                    after=tuple(name for name in node.after if name in ids),
-                    demand=demands[node.id],
-                )
+                drawn[node.id] = epochs * epoch_s + estimates.outside_epochs(node)
+        draws.append(drawn)
+    return draws
+
+
+@dataclass(frozen=True)
+class _Walls:
+    """Simulated sweeps of what is to run; the policy is told ``works``."""
+
+    todo: Sequence[Node]
+    machines: Sequence[Machine]
+    demands: Mapping[str, Demand]
+    works: Mapping[str, float]
+    keys: Mapping[str, str]
+
+    def groups(self) -> list[list[str]]:
+        """Names of what trains together when all last as long as expected."""
+        if not self.todo or not self.keys:
+            return []
+        outcome = self._simulate(self.works, fuse=True)
+        return [[span.id for span in group] for group in outcome.groups if len(group) > 1]
+
+    def mean(self, draws: Sequence[Mapping[str, float]], *, fuse: bool) -> tuple[int, float]:
+        """Devices used at once at most, and mean seconds of wall time."""
+        if not self.todo:
+            return 0, 0.0
+        outcomes = [self._simulate(seconds, fuse=fuse) for seconds in draws]
+        spans = [
+            [(group[0].start, max(span.end for span in group)) for group in outcome.groups]
+            for outcome in outcomes
+        ]
+        wall = sum(outcome.makespan for outcome in outcomes) / len(outcomes)
+        return max(map(_at_once, spans)), wall
+
+    def _simulate(self, seconds: Mapping[str, float], *, fuse: bool) -> Outcome:
+        ids = {node.id for node in self.todo}
+        trials = [
+            Virtual(
+                id=node.id,
+                cell=node.cell,
+                recipe=node.recipe,
+                epochs=1,
+                epoch_s=seconds[node.id],
+                needs=tuple(name for name in node.needs if name in ids),
+                after=tuple(name for name in node.after if name in ids),
+                demand=self.demands[node.id],
+                fusion=self.keys.get(node.id),
+                shared=shared_part(node.cell.backbone),
             )
-        outcome = simulate(trials, machines, works=works)
-        walls.append(outcome.makespan)
-        most = max(most, _at_once([(span.start, span.end) for span in outcome.spans]))
-    return most, sum(walls) / WALL_DRAWS
+            for node in self.todo
+        ]
+        return simulate(trials, self.machines, works=self.works, fuse=fuse)
 
 
 def _at_once(spans: Sequence[tuple[float, float]]) -> int:

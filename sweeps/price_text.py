@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from sweeps.price import CellPrice, Price
 
+# Of what trains together: groups and members that are named.
+GROUPS_NAMED, NAMES = 6, 4
+
 
 def plan_text(plan: Price) -> str:
     """The plan for people: totals, stages, cells."""
@@ -21,6 +24,7 @@ def plan_text(plan: Price) -> str:
             f"{unit:12} {hours_of(hours.expected)} ({hours_of(hours.low)} to "
             f"{hours_of(hours.high)})",
             f"{'wall time':12} {hours_of(plan.wall_hours)}, at most {plan.devices} at once",
+            *_together(plan),
             f"{'disk':12} {plan.disk_gib:.1f} GiB",
             f"{'board':12} {hours_of(plan.board_hours)} for {plan.exports} exports",
             f"{'rests on':12} {plan.rests_on}",
@@ -37,6 +41,25 @@ def plan_text(plan: Price) -> str:
         for row in plan.cells
     ]
     return "\n".join(lines)
+
+
+def _together(plan: Price) -> list[str]:
+    """What trains over one encoder, largest groups first."""
+    found = plan.together
+    if not found.groups:
+        return []
+    lines = [
+        f"{'together':12} {found.trials} frozen trials in {_count(len(found.groups), 'group')}: "
+        f"saves {hours_of(found.saved_hours)}, {hours_of(found.saved_wall_hours)} of wall time"
+    ]
+    ranked = sorted(found.groups, key=len, reverse=True)
+    for group in ranked[:GROUPS_NAMED]:
+        names = ", ".join(group[:NAMES])
+        more = f" and {len(group) - NAMES} more" if len(group) > NAMES else ""
+        lines.append(f"{'':12} {names}{more}")
+    if len(ranked) > GROUPS_NAMED:
+        lines.append(f"{'':12} and {len(ranked) - GROUPS_NAMED} more groups")
+    return lines
 
 
 def _why(row: CellPrice) -> str:

@@ -14,7 +14,14 @@ from typing import Any, Protocol, TextIO
 from sweeps.grid_view import ASCII_MARKS, MARKS
 from sweeps.screen import screen
 from sweeps.state import Row, SweepState
-from sweeps.wording import describe, duration, failure_text, headline, retry_text
+from sweeps.wording import (
+    describe,
+    duration,
+    failure_text,
+    headline,
+    others_text,
+    retry_text,
+)
 
 __all__ = ["JsonLines", "LiveScreen", "PlainLines", "Progress", "duration", "open_progress"]
 
@@ -145,6 +152,7 @@ class JsonLines(_Base):
                     "attempts": row.attempts,
                     "preemptions": row.preemptions,
                     "reused": row.reused,
+                    "together": list(row.together),
                     "epoch": row.epoch,
                     "epochs": row.epochs,
                     "score": row.score,
@@ -246,6 +254,9 @@ def _because(row: Mapping[str, Any]) -> str:
     """Everything that explains a row's state, on one line."""
     why, reused, why_not = (str(row.get(n) or "") for n in ("why", "reused", "why_not"))
     parts = [" ".join(why.split())]
+    others = row.get("together") or ()
+    if others and row["state"] == "running":
+        parts.append(f"trains with {others_text(others)}")
     if reused and not why.startswith("reused"):
         parts.append("done in an earlier run of this study" if reused == "study" else reused)
     if why_not and not reused:

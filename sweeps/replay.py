@@ -16,6 +16,7 @@ from sweeps.order import Machine
 if TYPE_CHECKING:
     from sweeps.faults import Rules
     from sweeps.graph import Node
+    from sweeps.mates import Mates
     from sweeps.state import Estimates, Listener, Resolve, Row, Settled, SweepState
 
 # Times in the record are rounded, and written a little after the decision.
@@ -24,7 +25,10 @@ LATER_S = 1e-3
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:
-    """A start that the policy would not have chosen: trial and machine, recorded and chosen."""
+    """A start that the policy would not have chosen: trial and machine, recorded and chosen.
+
+    Trials that start together are told as ``a + b``.
+    """
 
     t: float
     recorded: tuple[str, str]
@@ -54,6 +58,7 @@ def replay(
     rules: Rules | None = None,
     estimates: Estimates | None = None,
     listener: Listener | None = None,
+    mates: Mates | None = None,
 ) -> Replay:
     """Drive the real state with what happened.
 
@@ -64,22 +69,31 @@ def replay(
         events: Of one session of an `EventLog`, in order.
         machines: What there was to run on; by default the record's first `machines` event.
         resolve: Makes trials that are known late; needed where the study has such.
-        rules, estimates, listener: As in the recorded sweep, new ones.
+        rules, estimates, listener, mates: As in the recorded sweep, new ones.
     """
     starts = sum(1 for event in events if event["event"] == "start")
-    state, clock = _state(nodes, events, machines, resolve, rules, estimates, listener)
+    state, clock = _state(nodes, events, machines, resolve, rules, estimates, listener, mates)
     same = 0
+    started: set[str] = set()
     for event in events:
         clock.now = float(event["t"]) + LATER_S
         if event["event"] != "start":
             _apply(state, event)
             continue
+        if event["trial"] in started:  # together with the one before
+            started.remove(event["trial"])
+            same += 1
+            continue
         row = state.next()
-        recorded = (str(event["trial"]), str(event.get("machine", "")))
-        chosen = ("", "") if row is None else (row.node.id, row.machine)
+        members = event.get("together") or [event["trial"]]
+        recorded = (" + ".join(members), str(event.get("machine", "")))
+        chosen = ("", "")
+        if row is not None:
+            chosen = (" + ".join(state.group(row.node.id).members), row.machine)
         if recorded != chosen:
             difference = Difference(t=float(event["t"]), recorded=recorded, chosen=chosen)
             return Replay(starts=starts, same=same, difference=difference)
+        started = set(members[1:])
         same += 1
     return Replay(starts=starts, same=same)
 
@@ -102,6 +116,7 @@ def _state(
     rules: Rules | None,
     estimates: Estimates | None,
     listener: Listener | None,
+    mates: Mates | None,
 ) -> tuple[SweepState, _Clock]:
     from sweeps.state import SweepState, as_given
 
@@ -118,6 +133,7 @@ def _state(
         listener=listener,
         estimates=estimates,
         clock=clock,
+        mates=mates,
     )
     state.begin()
     return state, clock
@@ -156,6 +172,7 @@ def _apply(state: SweepState, event: Mapping[str, Any]) -> None:
             "epoch": event["epoch"],
             "score": _number(event.get("score")),
             "seconds": _number(event.get("seconds")),
+            "members": event.get("members", 1),
         }
         if event.get("rank") is not None:
             report["rank"] = _number(event["rank"])

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from sharedenc.spec import Recipe, Task, Trial
 from sweeps.facts import Facts
-from sweeps.proposals import Proposal, Proposer, Told
+from sweeps.mates import ANY_RATE
+from sweeps.proposals import START_TRIALS, Proposal, Proposer, Told
 from sweeps.rates import choose, told
 from sweeps.rows import ENDED, Unresolvable
 from sweeps.searches import under
@@ -85,6 +86,28 @@ class Resolver:
             return None
         recipe, lr = settings
         return self._facts.trial(node.cell, recipe, lr, node.seed, parent)
+
+    def at_any_rate(self, node: Node, rows: Mapping[str, Row]) -> Trial | None:
+        """The trial of a node that waits for nothing, whatever its rate; None: not known."""
+        parent = None if node.cell.source is None else rows[node.needs[0]].trial
+        if node.cell.source is not None and parent is None:
+            return None
+        return self._facts.trial(node.cell, node.recipe, ANY_RATE, node.seed, parent)
+
+    def proposals_now(self, node: Node, rows: Mapping[str, Row]) -> int | None:
+        """How many trials of a node's search may start at once and yet try what they would try
+        one after the other; None where its rate does not depend on that.
+
+        The first rates are spread without regard to results; each later one follows from those of
+        all before it.
+        """
+        if node.search is None or self._early(node) is not None:
+            return None
+        answers = self._told(node, rows)
+        spread = START_TRIALS - len(answers)
+        if spread > 0:
+            return spread
+        return 0 if any(item.value is None for item in answers) else 1
 
     def _known_parent(self, name: str, rows: Mapping[str, Row]) -> Trial | None:
         trial = rows[name].trial if name in rows else None

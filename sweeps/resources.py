@@ -33,8 +33,8 @@ PROCESS_GIB = 1.2
 # more than the largest machine has and gets the whole of it.
 TOLERANCE = 1.15
 
-# What each further trial adds to one that trains already, when they share an encoder: its heads with
-# their optimiser's moments and states on the way to the disk. Activations of heads do not add up,
+# What each further trial adds to one that trains already when they share an encoder: its heads,
+# their optimiser's moments, and states on the way to the disk. Activations of heads do not add up,
 # since one makes its step after the other.
 MEMBER_BYTES = GIB // 4
 
@@ -114,12 +114,13 @@ def fit(demands: Sequence[Demand], machines: Sequence[Machine]) -> list[Demand]:
     Raises:
         SpecError: no machine has the cores, GPUs or memory of a trial.
     """
-    cores = min((m.cpus / m.gpus for m in machines if m.gpus), default=math.inf)
+    cores = min((m.cpus / m.gpus for m in machines if m.gpus), default=None)
     fitted = []
     for item in demands:
-        if item.gpus:
-            # Loaders are given what there is: a trial never waits for a core while a GPU is free.
-            item = replace(item, cpus=min(item.cpus, cores * item.gpus))
+        if item.gpus and cores is not None:
+            # A trial's loaders have its GPU's part of the cores, which nothing else wants; it
+            # starts as few as keep its steps from waiting.
+            item = replace(item, cpus=math.floor(cores * item.gpus * RAY_STEP) / RAY_STEP)
         able = [m for m in machines if replace(m, memory=item.memory).holds(item)]
         room = max((m.memory for m in able), default=0)
         if not able or item.memory > room * TOLERANCE:
@@ -197,8 +198,7 @@ def gpu_share(peak: int | None, device_bytes: int) -> float:
     """
     if peak is None or device_bytes <= 0:
         return 1.0
-    needed = (peak * ALLOCATOR + CONTEXT_GIB * GIB) / (device_bytes * (1 - HEADROOM))
-    share = math.ceil(needed * RAY_STEP - 1e-6) / RAY_STEP
+    share = math.ceil(_needed(peak) / _usable(device_bytes) * RAY_STEP - 1e-6) / RAY_STEP
     # Ray knows no 1.3 devices, and one trial cannot use two: whoever needs half gets a whole one.
     if share > 0.5:
         return 1.0
@@ -206,6 +206,23 @@ def gpu_share(peak: int | None, device_bytes: int) -> float:
     # One more of them than fit must miss by more than Ray's books drift.
     one_too_many = math.floor(1 / share) + 1
     return max(share, math.ceil((1 + RAY_DRIFT) / one_too_many * RAY_STEP) / RAY_STEP)
+
+
+def share_width(peak: int, share: float, device_bytes: int, most: int) -> int:
+    """How many trials of one frozen encoder a share of a GPU has memory for, ``most`` at most.
+
+    ``peak`` is that of one of them alone, which the share holds.
+    """
+    left = share * _usable(device_bytes) - _needed(peak)
+    return min(1 + max(int(left // MEMBER_BYTES), 0), most)
+
+
+def _needed(peak: int) -> float:
+    return peak * ALLOCATOR + CONTEXT_GIB * GIB
+
+
+def _usable(device_bytes: int) -> float:
+    return device_bytes * (1 - HEADROOM)
 
 
 def pack(

@@ -28,7 +28,9 @@ class Row:
     ``trial`` is None until it is known; ``attempts`` counts starts, those that were preempted
     left out; ``reused`` says where a finished trial was taken from; ``score`` is the best so far,
     ``speed`` in images per second; ``not_before`` is a time of the sweep's clock; ``history``
-    holds (epoch, score) of search trials.
+    holds (epoch, score) of search trials. ``together`` names all trials that its last attempt was
+    started with, itself among them; empty when it started alone. ``seconds_per_epoch`` is its part
+    of what they took, ``epoch_wall_s`` how long an epoch of all of them lasts.
     """
 
     node: Node
@@ -50,7 +52,9 @@ class Row:
     ended: float = math.nan
     not_before: float = 0.0
     earlier: float = 0.0
+    epoch_wall_s: float = math.nan
     machine: str = ""
+    together: tuple[str, ...] = ()
     result: dict[str, Any] = field(default_factory=dict)
     history: list[tuple[int, float]] = field(default_factory=list)
     clock: Callable[[], float] = field(default=time.monotonic, repr=False, compare=False)

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from sharedenc.errors import TrackingError
 from sharedenc.redact import hide_credentials
@@ -18,13 +19,15 @@ from sweeps.budget_watch import BudgetWatch, open_watch
 from sweeps.estimates import Estimates, comparable
 from sweeps.events import EventLog
 from sweeps.faults import Rules
+from sweeps.fusion import Fuse
 from sweeps.graph import Node, Resolver, expand, short_rate
 from sweeps.inputs import Inputs, Places, gather
 from sweeps.interrupts import Interrupts
-from sweeps.launch import Launcher
+from sweeps.launch import Launcher, Payload
 from sweeps.lease import Lease
 from sweeps.ledger import Ledger, Reuse
 from sweeps.lookup import look_up
+from sweeps.mates import Mates
 from sweeps.order import Demand
 from sweeps.packing import pack_trials
 from sweeps.payload import Payloads
@@ -49,7 +52,8 @@ class RunOptions:
 
     Args:
         device: `cpu` or `cuda`; `auto` takes what this machine has.
-        workers: Data loading workers of each trial.
+        workers: Most loader processes of each trial; None: what its share of the cores allows.
+        taps_budget_bytes: Disk for what frozen encoders make of validation pictures; 0: none.
         reuse: Which finished trials are taken over: `strict` (the same key), `compatible` (the
             same apart from numerics), `none`.
         rerun: Cells (globs) that are trained again.
@@ -57,18 +61,21 @@ class RunOptions:
         rules: Retries and limits.
         pack: Share GPUs by measured peaks of memory.
         preflight: Check one cell of each kind first.
+        fuse: Whether frozen trials of one encoder train together where that pays: `auto`, `off`.
         budget: What a deployment may take on a board; cells of none that meets it are skipped.
         command: What the user typed, noted on the parent run.
     """
 
     device: str = "auto"
-    workers: int = 0
+    workers: int | None = None
+    taps_budget_bytes: int = 4 << 30
     reuse: Reuse = "strict"
     rerun: tuple[str, ...] = ()
     checkpoint_every: str = "10m"
     rules: Rules = field(default_factory=Rules)
     pack: bool = False
     preflight: bool = True
+    fuse: Fuse = "auto"
     budget: Budget | None = None
     command: str = ""
 
@@ -153,9 +160,7 @@ class _Sweep:
                 try:
                     with self.interrupts.draining(state.drain):
                         if not state.finished:  # else the launcher is not even open
-                            launcher.run(
-                                state, lambda row: self.payloads.make(state.rows, row), self._beat
-                            )
+                            launcher.run(state, self._payload(state), self._beat)
                 except KeyboardInterrupt:
                     interrupted = state.draining or "stopped by Ctrl-C"
             except KeyboardInterrupt:
@@ -212,12 +217,13 @@ class _Sweep:
             machines,
             resolve=resolver.trial,
             settled=self.ledger.settled,
-            rules=options.rules,
+            rules=_at_once(options.rules, launcher),
             listener=self._on_event,
             note=self.progress.note,
             log=self.log,
             estimates=estimates,
             elastic=launcher.elastic,
+            mates=None if options.fuse == "off" else Mates(resolver),
         )
         for node in nodes:
             state.rows[node.id].trial = known.trials.get(node.id)
@@ -230,11 +236,20 @@ class _Sweep:
             inputs=self.inputs,
             places=self.places,
             workers=options.workers,
+            taps_budget_bytes=options.taps_budget_bytes,
             checkpoint_every=options.checkpoint_every,
             rerun=self.ledger.rerun,
             reuse=options.reuse != "none",
         )
         return state
+
+    def _payload(self, state: SweepState) -> Payload:
+        """What makes the input of a trial that has started."""
+
+        def make(row: Row) -> dict[str, Any]:
+            return self.payloads.make(state.rows, row, state.group(row.node.id).demand)
+
+        return make
 
     def _preflight(
         self, nodes: Sequence[Node], left: Sequence[Node], demand: Demand | None
@@ -378,6 +393,15 @@ class _Sweep:
         for name, text in files.items():
             (folder / name).write_text(text)
         return [(folder / name, "") for name in files]
+
+
+def _at_once(rules: Rules, launcher: Launcher) -> Rules:
+    """The rules, with no more at once than the launcher runs."""
+    if launcher.at_once is None:
+        return rules
+    return replace(
+        rules, max_concurrent=min(rules.max_concurrent or launcher.at_once, launcher.at_once)
+    )
 
 
 def why_not(ledger: Ledger, rows: Mapping[str, Row]) -> dict[str, str]:

@@ -129,7 +129,7 @@ def _legend(rows: Sequence[Row], width: int, marks: Mapping[Mark, str]) -> Text:
 
 
 def _running(rows: Sequence[Row], width: int) -> list[Line]:
-    """Trial, epoch, best score, speed, and the time left should it run all its epochs."""
+    """Trial, epoch, best score, speed, the time left should it run all its epochs, its group."""
     from rich.text import Text
 
     columns = [[row.node.id for row in rows]]
@@ -140,6 +140,7 @@ def _running(rows: Sequence[Row], width: int) -> list[Line]:
     columns.append(
         [f"attempt {row.attempts + row.preemptions}" if _again(row) else "" for row in rows]
     )
+    columns.append(_groups(rows))
     widths = [max((len(text) for text in column), default=0) for column in columns]
     beside = sum(w + 2 for w in widths[1:] if w)
     widths[0] = max(min(widths[0], width - beside), 8)
@@ -149,6 +150,18 @@ def _running(rows: Sequence[Row], width: int) -> list[Line]:
         parts += [text.rjust(w) for text, w in zip(texts[1:], widths[1:], strict=True) if w]
         lines.append((Text("  ".join(parts).rstrip()[:width], style=STYLES["running"]), 1))
     return lines
+
+
+def _groups(rows: Sequence[Row]) -> list[str]:
+    """Which rows train together over one encoder: a number for each such group."""
+    running = {row.node.id for row in rows}
+    numbers: dict[tuple[str, ...], int] = {}
+    texts = []
+    for row in rows:
+        others = [name for name in row.together if name in running and name != row.node.id]
+        number = numbers.setdefault(row.together, len(numbers) + 1) if others else 0
+        texts.append(f"together {number}" if number else "")
+    return texts
 
 
 def _again(row: Row) -> bool:

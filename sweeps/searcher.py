@@ -18,6 +18,7 @@ from ray.tune.progress_reporter import TrialProgressCallback
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
+from sweeps.lost import lost
 from sweeps.state import Row, SweepState
 
 Lost = Callable[[str, str], dict[str, Any]]
@@ -47,7 +48,7 @@ class GraphSearcher(Searcher):  # type: ignore[misc]  # Ray has no types
         self._state = state
         self._payload = payload
         self._beat = beat
-        self._names: dict[str, str] = {}
+        self._names: dict[str, tuple[str, ...]] = {}
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         self._beat()
@@ -55,16 +56,16 @@ class GraphSearcher(Searcher):  # type: ignore[misc]  # Ray has no types
         if row is None:
             finished: str = Searcher.FINISHED
             return finished if self._state.finished else None
-        name = row.node.id
-        self._names[trial_id] = name
-        demand = self._state.demand(name)
+        group = self._state.group(row.node.id)
+        self._names[trial_id] = group.members
+        payloads = [self._payload(self._state.rows[name]) for name in group.members]
         return {
-            "node": name,
+            "nodes": list(group.members),
             "machine": row.machine,
-            "cpus": demand.cpus,
-            "gpus": demand.gpus,
-            "memory": demand.memory,
-            "payload": json.dumps(self._payload(row)),
+            "cpus": group.demand.cpus,
+            "gpus": group.demand.gpus,
+            "memory": group.demand.memory,
+            "payloads": json.dumps(payloads),
         }
 
     def on_trial_complete(
@@ -72,10 +73,13 @@ class GraphSearcher(Searcher):  # type: ignore[misc]  # Ray has no types
     ) -> None:
         if error:
             return  # `Watcher.on_trial_error` follows, and knows why
-        text = (result or {}).get("outcome")
-        # Without an outcome it was the bracket that ended the trial.
-        outcome = json.loads(text) if text else {"state": "stopped"}
-        self._state.end(self._names[trial_id], outcome)
+        result = result or {}
+        for name in self._names[trial_id]:
+            # All but one have been told as ended by then, and ends are told once.
+            if name == result.get("node") and "outcome" in result:
+                self._state.end(name, json.loads(result["outcome"]))
+            else:
+                self._state.end(name, lost("its worker ended without a word of it"))
 
     def save(self, checkpoint_path: str) -> None:
         Path(checkpoint_path).write_text("")
@@ -88,11 +92,19 @@ class GraphSearcher(Searcher):  # type: ignore[misc]  # Ray has no types
 
 
 class BracketScheduler(FIFOScheduler):  # type: ignore[misc]
-    """Stops a search trial when its bracket says so; final trials belong to no bracket."""
+    """Tells what trials report, and cuts a search trial when its bracket says so.
 
-    def __init__(self, state: SweepState) -> None:
+    Tune would stop the whole process, in which others may train; so a cut goes to the worker.
+
+    Args:
+        state: What decides.
+        cut: Tells a worker that a trial of it is cut; known there when it returns.
+    """
+
+    def __init__(self, state: SweepState, cut: Callable[[str], None]) -> None:
         super().__init__()
         self._state = state
+        self._cut = cut
         self._controller: Any = None
 
     def on_trial_add(self, tune_controller: Any, trial: TuneTrial) -> None:
@@ -102,18 +114,22 @@ class BracketScheduler(FIFOScheduler):  # type: ignore[misc]
     def on_trial_result(
         self, tune_controller: Any, trial: TuneTrial, result: dict[str, Any]
     ) -> str:
+        name = result.get("node")
+        if name is not None and "outcome" in result:
+            # The last of a group ends with its process, in `GraphSearcher.on_trial_complete`.
+            if self._state.runs_with_others(name):
+                self._state.end(name, json.loads(result["outcome"]))
+        elif name is not None and self._state.epoch(name, result):
+            self._cut(name)
         go_on: str = TrialScheduler.CONTINUE
-        stop: str = TrialScheduler.STOP
-        if "outcome" in result or "epoch" not in result:
-            return go_on
-        cut = self._state.epoch(trial.config["node"], result)
-        return stop if cut else go_on
+        return go_on
 
     def withdraw(self, trial: TuneTrial, outcome: dict[str, Any]) -> None:
         """End a trial that Tune has not started and cannot start any more."""
         if trial in self._controller._resetting_trials:
             return  # a worker is about to take it, or to be told as dead
-        self._state.end(trial.config["node"], outcome)
+        for name in trial.config["nodes"]:
+            self._state.end(name, outcome)
         self._controller.stop_trial(trial)
 
     def __reduce__(self) -> tuple[type, tuple[()]]:
@@ -155,12 +171,13 @@ class Watcher(Callback):  # type: ignore[misc]
         file = trial.error_file
         trace = Path(file).read_text(errors="replace") if file and Path(file).exists() else ""
         outcome = self._lost(trace, trial.config["machine"])
-        self._state.end(trial.config["node"], outcome)
+        for name in trial.config["nodes"]:
+            self._state.end(name, outcome)
 
     def _take_back(self, row: Row, trials: list[TuneTrial]) -> None:
         """Ray goes on looking for a place on a machine that is gone; nobody else ends that."""
         for trial in reversed(trials):
-            if trial.config["node"] == row.node.id:
+            if row.node.id in trial.config["nodes"]:
                 if trial.status == TuneTrial.PENDING:
                     why = "preempted: its machine left the cluster"
                     self._scheduler.withdraw(trial, {"state": "preempted", "reason": why})

@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
+import contextlib
 import uuid
-from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 NAMESPACE = "sharedenc"
 WAIT_S = 10.0
 
 
 class _Signals:
-    """Reasons to stop: for everybody, or for the trials of one node."""
+    """Reasons to stop, for everybody or for the trials of one node; and the trials that are cut."""
 
     def __init__(self) -> None:
         self._reasons: dict[str, str] = {}
+        self._cut: set[str] = set()
 
     def stop(self, reason: str, node: str = "") -> None:
         self._reasons.setdefault(node, reason)
 
     def reason(self, node: str) -> str:
         return self._reasons.get("") or self._reasons.get(node, "")
+
+    def cut(self, trial: str) -> None:
+        self._cut.add(trial)
+
+    def is_cut(self, trial: str) -> bool:
+        return trial in self._cut
 
 
 class Signals:
@@ -40,6 +47,16 @@ class Signals:
             self._told.add(node)
             self._actor.stop.remote(reason, node)
 
+    def cut(self, trial: str) -> None:
+        """Tell one trial to stop; known to all who ask once this has returned.
+
+        Should the actor be away the trial goes on to its end, which is only a waste.
+        """
+        import ray
+
+        with contextlib.suppress(ray.exceptions.RayError):
+            ray.get(self._actor.cut.remote(trial), timeout=WAIT_S)
+
     def close(self) -> None:
         """End the actor."""
         import ray
@@ -47,18 +64,56 @@ class Signals:
         ray.kill(self._actor)
 
 
-def listen(name: str) -> Callable[[], str]:
-    """The worker's end: a function that asks the driver's actor for a reason to stop."""
-    import ray
+class Listener(Protocol):
+    """The worker's end."""
 
-    actor = ray.get_actor(name, namespace=NAMESPACE)
-    node = ray.get_runtime_context().get_node_id()
+    def reason(self) -> str:
+        """Why all trials here are to stop; empty to go on. May raise when the driver is away."""
 
-    def ask() -> str:
+    def is_cut(self, trial: str) -> bool:
+        """Whether a trial is to stop that has just told its epoch."""
+
+
+class Deaf:
+    """Hears nothing: its driver is gone."""
+
+    def reason(self) -> str:
+        return ""
+
+    def is_cut(self, trial: str) -> bool:
+        return False
+
+
+class _Ears:
+    def __init__(self, actor: Any, node: str) -> None:
+        self._actor, self._node = actor, node
+
+    def reason(self) -> str:
+        import ray
+
         try:
-            reason: str = ray.get(actor.reason.remote(node), timeout=WAIT_S)
+            reason: str = ray.get(self._actor.reason.remote(self._node), timeout=WAIT_S)
         except ray.exceptions.GetTimeoutError:
             return ""
         return reason
 
-    return ask
+    def is_cut(self, trial: str) -> bool:
+        import ray
+
+        try:
+            cut: bool = ray.get(self._actor.is_cut.remote(trial), timeout=WAIT_S)
+        except ray.exceptions.RayError:
+            return False
+        return cut
+
+
+def listen(name: str) -> Listener:
+    """Listen to the driver's actor.
+
+    Raises:
+        ValueError: it is gone.
+    """
+    import ray
+
+    actor = ray.get_actor(name, namespace=NAMESPACE)
+    return _Ears(actor, ray.get_runtime_context().get_node_id())

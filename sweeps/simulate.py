@@ -1,8 +1,9 @@
 """A sweep on a virtual clock: the real policy, made-up trials, hours in milliseconds.
 
 `simulate` runs `order.plan` over an `order.Frontier`, as `SweepState` does, with durations that
-the policy knows or only estimates, machine faults and retries, slow trials and early stops.
-`replay` drives the real `SweepState` with the events of a real sweep.
+the policy knows or only estimates, machine faults and retries, slow trials and early stops; frozen
+trials of one encoder train together as `fusion.gather` says, if asked for. `replay` drives the real
+`SweepState` with the events of a real sweep.
 """
 
 from __future__ import annotations
@@ -11,15 +12,17 @@ import heapq
 import math
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
 from sharedenc.errors import SpecError
 from sharedenc.spec import Cell, Recipe
+from sweeps import fusion
 from sweeps.estimates import Estimates
 from sweeps.faults import Rules, backoff
 from sweeps.flops import training_gflop
+from sweeps.fusion import Fuse, Load, Part
 from sweeps.grid import full_grid
 from sweeps.order import Demand, Frontier, Job, Machine, plan, upward_ranks
 from sweeps.replay import replay as replay
@@ -69,7 +72,11 @@ class Chance:
 
 @dataclass(frozen=True, kw_only=True)
 class Virtual:
-    """A trial as it will really go: ``epochs`` of ``epoch_s`` seconds each."""
+    """A trial as it will really go: ``epochs`` of ``epoch_s`` seconds each.
+
+    Trials of one ``fusion`` key may train together; ``shared`` is the part of an epoch, 0 to 1,
+    that they then make once.
+    """
 
     id: str
     cell: Cell
@@ -80,6 +87,8 @@ class Virtual:
     after: tuple[str, ...] = ()
     demand: Demand = field(default_factory=Demand)
     ladder: Ladder | None = None
+    fusion: str | None = None
+    shared: float = 0.0
 
     @cached_property
     def seconds(self) -> float:
@@ -93,18 +102,26 @@ class Virtual:
 
 @dataclass(frozen=True, kw_only=True)
 class Span:
-    """One attempt: who, from when to when, on which machine, and whether it ended the trial."""
+    """One attempt: who, from when to when, on which machine, and whether it ended the trial.
+
+    ``group`` numbers what started together on one device, in the order of the starts.
+    """
 
     id: str
     start: float
     end: float
     place: int
     final: bool = True
+    group: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """A simulated sweep. Times in seconds; ``bound``: max(critical path, work / devices)."""
+    """A simulated sweep. Times in seconds; ``bound``: max(critical path, work / devices).
+
+    The bound is that of trials that train alone; with frozen trials together a sweep may end
+    before it.
+    """
 
     makespan: float
     bound: float
@@ -121,6 +138,19 @@ class Outcome:
     def retries(self) -> int:
         """Attempts that a machine fault ended."""
         return sum(1 for span in self.spans if not span.final)
+
+    @property
+    def groups(self) -> list[list[Span]]:
+        """Attempts by what occupied a device together."""
+        found: dict[int, list[Span]] = {}
+        for span in self.spans:
+            found.setdefault(span.group, []).append(span)
+        return list(found.values())
+
+    @property
+    def device_s(self) -> float:
+        """Seconds for which devices were occupied, all of them together."""
+        return sum(max(span.end for span in group) - group[0].start for group in self.groups)
 
 
 def workload(trials: int, seed: int, chance: Chance | None = None) -> list[Virtual]:
@@ -161,9 +191,18 @@ def workload(trials: int, seed: int, chance: Chance | None = None) -> list[Virtu
                     epoch_s=epoch_s * slow,
                     after=() if source is None else names[source],
                     demand=Demand(cpus=1, gpus=1),
+                    fusion=_fusion_key(cell),
+                    shared=fusion.shared_part(cell.backbone),
                 )
             )
     return made
+
+
+def _fusion_key(cell: Cell) -> str | None:
+    """Copies of a frozen cell differ in their rates; cells of the pretrained encoder share it."""
+    if cell.freeze != "frozen":
+        return None
+    return cell.name if cell.source is not None else f"{cell.backbone}/{cell.strategy}"
 
 
 def gpus(count: int, per_node: int = GPUS_PER_NODE) -> list[Machine]:
@@ -180,6 +219,20 @@ def lower_bound(trials: Sequence[Virtual], devices: int) -> float:
     return max(chain, sum(trial.seconds for trial in trials) / devices)
 
 
+def fused_bound(trials: Sequence[Virtual], devices: int) -> float:
+    """No schedule ends earlier, whoever trains together: of each key the common part once."""
+    chain = max(upward_ranks(trial.job(trial.seconds) for trial in trials).values())
+    work, common = 0.0, dict[str, float]()
+    for trial in trials:
+        if trial.fusion is None:
+            work += trial.seconds
+            continue
+        shared = trial.seconds * trial.shared
+        work += trial.seconds - shared
+        common[trial.fusion] = max(common.get(trial.fusion, 0.0), shared)
+    return max(chain, (work + sum(common.values())) / devices)
+
+
 def simulate(
     trials: Sequence[Virtual],
     machines: Sequence[Machine],
@@ -190,6 +243,7 @@ def simulate(
     chance: Chance | None = None,
     rules: Rules | None = None,
     seed: int = 0,
+    fuse: bool = False,
 ) -> Outcome:
     """Run trials to their ends.
 
@@ -199,6 +253,7 @@ def simulate(
         works: Estimates in seconds by id that the policy is told instead, and keeps.
         rules: How often and after which wait a faulty attempt is repeated.
         seed: Of the faults.
+        fuse: Let frozen trials of one encoder train together.
     """
     if works is None and durations == "estimated":
         estimates = estimates or Estimates(trials, IMAGES, device="cuda")
@@ -206,7 +261,48 @@ def simulate(
     elif works is None:
         works = {trial.id: trial.seconds for trial in trials}
     learner = estimates if durations == "estimated" else None
-    return _Simulation(trials, machines, works, learner, chance, rules, seed).run()
+    return _Simulation(trials, machines, works, learner, chance, rules, seed, fuse).run()
+
+
+class _Group:
+    """Trials on one device: parts as they really are, and as the policy expects them to be."""
+
+    def __init__(self, number: int, place: int, start: float, told: list[Part]) -> None:
+        self.number, self.place, self.start = number, place, start
+        self.running = [part.id for part in told]
+        self.lost = False
+        self.expected = dict(zip(self.running, fusion.ends(told), strict=True))
+        self.tails = {part.id: part.tail for part in told}
+        self.parts: dict[str, Part] = {}
+        self.ends: dict[str, float] = {}
+
+    def go(self, parts: list[Part]) -> None:
+        """Say what its trials really have before them."""
+        self.parts = {part.id: part for part in parts}
+        self.ends = dict(zip(self.parts, fusion.ends(parts), strict=True))
+
+    def left(self, now: float) -> tuple[float, float]:
+        """What the policy expects: seconds to the end of the last, and of the longest chain."""
+        spent = now - self.start
+        left = [(max(self.expected[name] - spent, 0.0), self.tails[name]) for name in self.running]
+        return max(left)[0], max(own + tail for own, tail in left)
+
+    def trained(self, name: str, spent: float) -> float:
+        """Seconds that a trial would have needed alone for what it did in ``spent`` together.
+
+        Between two ends all go on evenly; an end is where they had done a whole part.
+        """
+        part = self.parts[name]
+        if len(self.parts) == 1:
+            return min(spent, part.work)
+        marks = sorted((end, self.parts[n].common_s) for n, end in self.ends.items())
+        before_t = before_x = 0.0
+        for end, common in marks:
+            if spent <= end:
+                rate = (common - before_x) / (end - before_t) if end > before_t else 0.0
+                return min((before_x + rate * (spent - before_t)) / part.shared, part.work)
+            before_t, before_x = end, common
+        return part.work
 
 
 class _Simulation:
@@ -219,6 +315,7 @@ class _Simulation:
         chance: Chance | None,
         rules: Rules | None,
         seed: int,
+        fuse: bool,
     ) -> None:
         self.trials = {trial.id: trial for trial in trials}
         self.machines = list(machines)
@@ -229,10 +326,16 @@ class _Simulation:
         self.slots = self._slots()
         self.left = {trial.id: trial.seconds for trial in trials}
         self.faults = dict.fromkeys(self.trials, 0)
-        # Events: (time, number, kind, trial, machine); numbers keep equal times in order.
-        self.events: list[tuple[float, int, str, str, int]] = []
+        # Events: (time, number, kind, trial, group); numbers keep equal times in order.
+        self.events: list[tuple[float, int, str, str, _Group | None]] = []
         self.counter = 0
-        self.started: dict[str, float] = {}
+        self.running: dict[int, _Group] = {}
+        self.groups = 0
+        self.fuse = fuse
+        self.by_key: dict[str, list[str]] = {}
+        for trial in trials:
+            if trial.fusion is not None:
+                self.by_key.setdefault(trial.fusion, []).append(trial.id)
         self.backing_off: set[str] = set()
         self.spans: list[Span] = []
         self.failed: list[str] = []
@@ -247,19 +350,27 @@ class _Simulation:
             ready = self.frontier.head(room + len(self.backing_off)) if room else []
             if self.backing_off:
                 ready = [job for job in ready if job.id not in self.backing_off]
-            for name, place in plan(ready, self.frontier.ranks, free) if ready else []:
+            starts = plan(ready, self.frontier.ranks, free) if ready else []
+            for (name, place), parts in zip(starts, self._together(now, starts), strict=True):
                 free[place] = free[place].without(self.trials[name].demand)
                 room -= 1
-                self._start(now, name, place)
+                self._start(now, place, parts)
             if not self.events:
                 break
-            now, _, kind, name, place = heapq.heappop(self.events)
-            if kind == "again":
+            now, _, kind, name, group = heapq.heappop(self.events)
+            if group is None:
                 self.backing_off.discard(name)
                 continue
-            free[place] = free[place].having_back(self.trials[name].demand)
-            room += 1
-            self._end(now, name, place, kind)
+            if group.lost:
+                continue
+            self._end(now, name, group, kind)
+            if not group.running:
+                demand = self.trials[next(iter(group.parts))].demand
+                free[group.place] = free[group.place].having_back(demand)
+                room += 1
+                del self.running[group.number]
+            if self.estimates is not None and self.ends >= self.ends_to_learn:
+                self._learn(now)
         ended = {span.id for span in self.spans if span.final}
         skipped = tuple(name for name in self.trials if name not in ended)
         makespan = max((span.end for span in self.spans), default=0.0)
@@ -275,44 +386,100 @@ class _Simulation:
     def _slots(self) -> int:
         """Trials that fit at once: of the smallest demand."""
         demands = {trial.demand for trial in self.trials.values()}
-        return max(sum(_times(machine, demand) for machine in self.machines) for demand in demands)
+        return max(sum(machine.times(demand) for machine in self.machines) for demand in demands)
 
-    def _start(self, now: float, name: str, place: int) -> None:
-        self.frontier.start(name)
-        self.started[name] = now
-        left = self.left[name]
+    def _together(self, now: float, starts: Sequence[tuple[str, int]]) -> list[list[Part]]:
+        """Who trains with each of what starts now."""
+        parts = [self._part(name) for name, _ in starts]
+        keys = {part.key for part in parts} - {None}
+        if not keys:
+            return [[part] for part in parts]
+        first = {part.id for part in parts}
+        waiting = [
+            name
+            for key in keys
+            for name in self.by_key[str(key)]
+            if name not in first and name not in self.backing_off and self.frontier.is_ready(name)
+        ]
+        if not waiting:
+            return [[part] for part in parts]
+        waiting.sort(key=self.frontier.urgency)
+        running = [group.left(now) for group in self.running.values()]
+        load = Load(
+            work_s=self.frontier.left_s + sum(left for left, _ in running),
+            chain_s=max(self.frontier.longest_s, max((c for _, c in running), default=0.0)),
+            slots=self.slots,
+            free_s=min((left for left, _ in running), default=math.inf),
+        )
+        return fusion.gather(parts, [self._part(name) for name in waiting], load)
+
+    def _part(self, name: str) -> Part:
+        trial = self.trials[name]
+        # After a fault a trial is tried alone.
+        alone = not self.fuse or self.faults[name] > 0
+        return Part(
+            id=name,
+            work=self.frontier.work_s(name),
+            key=None if alone else trial.fusion,
+            shared=trial.shared,
+            tail=self.frontier.tail_s(name),
+        )
+
+    def _start(self, now: float, place: int, told: list[Part]) -> None:
+        self.groups += 1
+        group = self.running[self.groups] = _Group(self.groups, place, now, told)
+        group.go([replace(part, work=self.left[part.id]) for part in told])
+        for part in told:
+            self.frontier.start(part.id)
+        total = max(group.ends.values())
+        fault = math.inf
         if self.random.random() < self.chance.failures:
-            self._event(now + self.random.random() * left, "fault", name, place)
-        else:
-            self._event(now + left, "done", name, place)
+            fault = self.random.random() * total
+            self._event(now + fault, "fault", told[0].id, group)
+        for name, end in group.ends.items():
+            if end < fault:
+                self._event(now + end, "done", name, group)
 
-    def _end(self, now: float, name: str, place: int, kind: str) -> None:
-        start = self.started.pop(name)
+    def _end(self, now: float, name: str, group: _Group, kind: str) -> None:
         self.ends += 1
-        if kind == "done":
-            self.spans.append(Span(id=name, start=start, end=now, place=place))
-            self.frontier.end(name, done=True)
-            if self.estimates is not None:
-                self._observe(name, self.trials[name].seconds)
-                self.estimates.finished(name, self.trials[name].epochs)
-        else:
-            self._fault(now, name, place, start)
-        if self.estimates is not None and self.ends >= self.ends_to_learn:
-            self._learn(now)
+        if kind == "fault":
+            group.lost = True
+            for other in list(group.running):
+                group.running.remove(other)
+                self._fault(now, other, group)
+            return
+        group.running.remove(name)
+        self._span(now, name, group)
+        self.frontier.end(name, done=True)
+        if self.estimates is not None:
+            self._observe(name, self.trials[name].seconds)
+            self.estimates.finished(name, self.trials[name].epochs)
 
-    def _fault(self, now: float, name: str, place: int, start: float) -> None:
-        kept = (now - start) // self.chance.checkpoint_s * self.chance.checkpoint_s
-        self.left[name] -= kept
+    def _span(self, now: float, name: str, group: _Group, *, final: bool = True) -> None:
+        self.spans.append(
+            Span(
+                id=name,
+                start=group.start,
+                end=now,
+                place=group.place,
+                final=final,
+                group=group.number,
+            )
+        )
+
+    def _fault(self, now: float, name: str, group: _Group) -> None:
+        kept = (now - group.start) // self.chance.checkpoint_s * self.chance.checkpoint_s
+        self.left[name] -= group.trained(name, kept)
         self.faults[name] += 1
         final = self.faults[name] >= self.rules.machine_attempts
-        self.spans.append(Span(id=name, start=start, end=now, place=place, final=final))
+        self._span(now, name, group, final=final)
         if final:
             self.failed.append(name)
             self.frontier.end(name, done=False)
             return
         self.frontier.again(name)
         self.backing_off.add(name)
-        self._event(now + backoff(self.faults[name] - 1, self.rules), "again", name, -1)
+        self._event(now + backoff(self.faults[name] - 1, self.rules), "again", name, None)
 
     def _learn(self, now: float) -> None:
         """Tell the epochs of what runs, and sort what waits by the new estimates.
@@ -320,8 +487,10 @@ class _Simulation:
         Not at every end: with thousands of trials a single one changes little.
         """
         assert self.estimates is not None
-        for name, start in self.started.items():
-            self._observe(name, self.trials[name].seconds - self.left[name] + now - start)
+        for group in self.running.values():
+            for name in group.running:
+                done = self.trials[name].seconds - self.left[name]
+                self._observe(name, done + group.trained(name, now - group.start))
         moved = self.estimates.works()
         if moved:
             self.frontier.reestimate(moved)
@@ -333,17 +502,9 @@ class _Simulation:
         if self.estimates is not None and epoch > 0:
             self.estimates.observe(name, epoch, trial.epoch_s)
 
-    def _event(self, time: float, kind: str, name: str, place: int) -> None:
+    def _event(self, time: float, kind: str, name: str, group: _Group | None) -> None:
         self.counter += 1
-        heapq.heappush(self.events, (time, self.counter, kind, name, place))
-
-
-def _times(machine: Machine, demand: Demand) -> int:
-    """How many trials of a demand a machine holds."""
-    rooms = [machine.cpus // demand.cpus] if demand.cpus else []
-    rooms += [machine.gpus // demand.gpus] if demand.gpus else []
-    rooms += [machine.memory // demand.memory] if demand.memory else []
-    return int(min(rooms, default=0))
+        heapq.heappush(self.events, (time, self.counter, kind, name, group))
 
 
 def summary(
@@ -354,22 +515,29 @@ def summary(
     durations: Durations = "known",
     chance: Chance | None = None,
     per_node: int = GPUS_PER_NODE,
+    fuse: Fuse = "auto",
 ) -> dict[str, object]:
     """Means over seeds 0, 1, ...: `sharedenc sweep simulate --json`.
 
-    ``bound_h``, ``makespan_h`` and ``ratio_to_bound`` are means, each with its ``_max``.
+    ``bound_h``, ``makespan_h`` and ``ratio_to_bound`` are of trials that train alone, means each
+    with its ``_max``. Unless ``fuse`` is ``off``, ``fused_makespan_h`` is that of the same trials
+    where frozen ones of an encoder may train together, ``fused_speedup`` how much sooner they all
+    end (with its ``_min``), ``device_hours_saved`` the part of the device time, and ``groups`` the
+    number of those with more than one member.
     """
     if seeds < 1:
         raise SpecError(f"seeds={seeds} must be at least 1")
     machines = gpus(devices, per_node)
-    outcomes = [
-        simulate(workload(trials, seed, chance), machines, durations=durations, chance=chance,
-                 seed=seed)
-        for seed in range(seeds)
-    ]  # fmt: skip
-    busy = [
-        sum(span.end - span.start for span in o.spans) / (devices * o.makespan) for o in outcomes
-    ]
+
+    def run(fused: bool) -> list[Outcome]:
+        return [
+            simulate(workload(trials, seed, chance), machines, durations=durations, chance=chance,
+                     seed=seed, fuse=fused)
+            for seed in range(seeds)
+        ]  # fmt: skip
+
+    outcomes = run(False)
+    busy = [outcome.device_s / (devices * outcome.makespan) for outcome in outcomes]
     values: Mapping[str, list[float]] = {
         "bound_h": [o.bound / 3600 for o in outcomes],
         "makespan_h": [o.makespan / 3600 for o in outcomes],
@@ -386,4 +554,21 @@ def summary(
         "failed": sum(len(o.failed) for o in outcomes) / seeds,
         "skipped": sum(len(o.skipped) for o in outcomes) / seeds,
     }
-    return row
+    return row if fuse == "off" else row | _compared(outcomes, run(True))
+
+
+def _compared(alone: Sequence[Outcome], fused: Sequence[Outcome]) -> dict[str, object]:
+    """What training frozen trials together changes, sweep by sweep."""
+    makespans = [o.makespan / 3600 for o in fused]
+    speedups = [a.makespan / f.makespan for a, f in zip(alone, fused, strict=True)]
+    saved = [1 - f.device_s / a.device_s for a, f in zip(alone, fused, strict=True)]
+    groups = [sum(len(group) > 1 for group in o.groups) for o in fused]
+    count = len(fused)
+    return {
+        "fused_makespan_h": sum(makespans) / count,
+        "fused_makespan_h_max": max(makespans),
+        "fused_speedup": sum(speedups) / count,
+        "fused_speedup_min": min(speedups),
+        "device_hours_saved": sum(saved) / count,
+        "groups": sum(groups) / count,
+    }

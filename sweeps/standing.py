@@ -15,6 +15,8 @@ from sweeps.lease import claims
 ROWS = "sharedenc.rows."
 """Tags of the parent run that hold the run ids of the latest invocation's rows, in its order."""
 _PER_TAG = MAX_TAG // 33
+TOGETHER = "sharedenc.together"
+"""Tag of a run that trained with others: their run ids, see `sharedenc.training.together`."""
 
 
 def row_tags(run_ids: Sequence[str]) -> dict[str, str]:
@@ -42,7 +44,8 @@ def status(tracker: Tracker, study: str) -> dict[str, Any]:
     """The object of ``sharedenc sweep status --json``, read from the server.
 
     Each cell has `state`, `attempts`, `score`, `waits_for` (``[{name, state}]``), `why` (one line
-    on why it is where it is), `reused` and `why_not`; ``run_by`` names who runs the study now.
+    on why it is where it is), `together` (names of the trials that it last trained with over one
+    encoder), `reused` and `why_not`; ``run_by`` names who runs the study now.
 
     Raises:
         TrackingError: there is no such study.
@@ -53,12 +56,13 @@ def status(tracker: Tracker, study: str) -> dict[str, Any]:
         raise TrackingError(no_study(study, tracker.studies()))
     rows = rows_of(parent, records)
     states = {record.name: record.tags.get("sharedenc.state", "") for record in rows}
+    names = {record.run_id: record.name for record in rows}
     run_by = ", ".join(str(claim) for claim in claims(parent.tags) if claim.ticket)
     cells: list[dict[str, Any]] = []
     searches: list[dict[str, Any]] = []
     for record in rows:
         searched = record.tags.get("sharedenc.stage") == SEARCH_STAGE
-        (searches if searched else cells).append(_row_of(record, states, bool(run_by)))
+        (searches if searched else cells).append(_row_of(record, states, names, bool(run_by)))
     return {
         "study": study,
         "run_by": run_by,
@@ -74,7 +78,17 @@ def exit_code(cells: Sequence[str], searches: Sequence[str] = ()) -> int:
     return 0 if good and all(state in ("done", "stopped") for state in searches) else 1
 
 
-def _row_of(record: RunRecord, states: Mapping[str, str], runs: bool) -> dict[str, Any]:
+def together(record: RunRecord) -> list[str]:
+    """Run ids of the trials that a trial last trained with, its own among them; empty alone."""
+    try:
+        return [str(name) for name in json.loads(record.tags.get(TOGETHER) or "[]")]
+    except (ValueError, TypeError):
+        return []
+
+
+def _row_of(
+    record: RunRecord, states: Mapping[str, str], names: Mapping[str, str], runs: bool
+) -> dict[str, Any]:
     tags, params = record.tags, record.params
     state = tags.get("sharedenc.state", "")
     waits_for = []
@@ -95,6 +109,9 @@ def _row_of(record: RunRecord, states: Mapping[str, str], runs: bool) -> dict[st
         "reason": tags.get("sharedenc.reason", ""),
         "why": _why(state, tags, waits_for, runs),
         "waits_for": waits_for,
+        "together": [
+            names.get(other, other) for other in together(record) if other != record.run_id
+        ],
         "kind": tags.get("sharedenc.failure_kind", ""),
         "key": tags.get("sharedenc.key", ""),
         "run_id": record.run_id,

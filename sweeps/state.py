@@ -16,8 +16,10 @@ from sweeps.brackets import Bracket
 from sweeps.cuts import Cuts
 from sweeps.demands import Demands, words
 from sweeps.faults import Faults, HoldBack, Rules, smaller_batch
+from sweeps.fusion import Load, Part, alone_s, gather, shared_part
+from sweeps.groups import Group, Groups, slots
+from sweeps.mates import part
 from sweeps.order import Demand, Frontier, Job, Machine, plan
-from sweeps.room import Room
 from sweeps.rows import (
     ENDED,
     Estimates,
@@ -32,6 +34,7 @@ from sweeps.rows import (
 if TYPE_CHECKING:
     from sweeps.events import EventLog, EventName
     from sweeps.graph import Node
+    from sweeps.mates import Mates
 
 __all__ = [
     "Estimates",
@@ -60,6 +63,7 @@ class SweepState:
         estimates: Learns durations while the sweep runs.
         clock: Seconds; a virtual one in simulations.
         elastic: The cluster can grow: machines that no trial fits are no error.
+        mates: Says which trials could train together; None: each trains alone.
     """
 
     def __init__(
@@ -76,6 +80,7 @@ class SweepState:
         estimates: Estimates | None = None,
         clock: Callable[[], float] = time.monotonic,
         elastic: bool = False,
+        mates: Mates | None = None,
     ) -> None:
         self.rules = rules or Rules()
         self.clock = clock
@@ -106,7 +111,10 @@ class SweepState:
         self._running: dict[str, Row] = {}
         self._nothing_until = -math.inf
         self._begun = False
-        self._room = Room(machines)
+        self._mates = mates
+        self._alone: set[str] = set()
+        self._groups = Groups(machines)
+        self._room = self._groups.room
         self._lonely_since = math.nan
         self._fit(strict=False)
 
@@ -144,21 +152,26 @@ class SweepState:
         """What everything that runs or could start now asks for together."""
         waiting = [] if self.stopping else [job.id for job in self._candidates()]
         if self.rules.max_concurrent is not None:
-            waiting = waiting[: max(self.rules.max_concurrent - len(self._running), 0)]
-        return [self._demands[name] for name in [row.node.id for row in self.running] + waiting]
+            waiting = waiting[: max(self.rules.max_concurrent - len(self._groups), 0)]
+        running = [group.demand for group in self._groups.all]
+        return running + [self._demands[name] for name in waiting]
 
     def demand(self, name: str) -> Demand:
         """What a trial occupies, fitted to the machines."""
         return self._demands[name]
 
+    def group(self, name: str) -> Group:
+        """The group in which a running trial trains; most are alone in it."""
+        return self._groups[name]
+
+    def runs_with_others(self, name: str) -> bool:
+        """Whether others train on in the group of a running trial."""
+        return name in self._running and len(self._groups[name].running) > 1
+
     @property
     def gpu_hours(self) -> float:
-        """Device hours so far; on machines without GPUs, trial hours."""
-        return sum(
-            row.seconds * (self._demands[row.node.id].gpus or 1.0) / 3600
-            for row in self.rows.values()
-            if not row.reused
-        )
+        """Device hours so far; on machines without GPUs, hours of trials and groups of them."""
+        return self._groups.device_s(self.clock()) / 3600
 
     # What a launcher tells.
 
@@ -184,18 +197,22 @@ class SweepState:
         self._fit(strict=not self.elastic)
 
     def next(self) -> Row | None:
-        """Start the most urgent trial that may run and fits; None when there is none now."""
+        """Start the most urgent trial that may run and fits; None when there is none now.
+
+        Others may start with it: `group` has them all.
+        """
         self.begin()
         self._check_budget()
         if self.stopping or (self._running and self.clock() < self._nothing_until):
             return None
         self._settle_ready()
         limit = self.rules.max_concurrent
-        if limit is not None and len(self._running) >= limit:
+        places = None if limit is None else limit - len(self._groups)
+        if places is not None and places <= 0:
             return None
         while True:
             candidates = self._candidates()
-            starts = plan(candidates, self._frontier.ranks, self._room.free)
+            starts = plan(candidates, self._frontier.ranks, self._room.free)[:places]
             if not starts:
                 self._check_lonely(candidates)
                 # Until something happens, or a back-off is over, the answer stays the same.
@@ -204,7 +221,7 @@ class SweepState:
             name, place = starts[0]
             row = self.rows[name]
             if self._resolved(row) and self._twin(row) is None:
-                return self._start(row, place)
+                return self._start(self._companions(starts, candidates), place)
 
     def epoch(self, name: str, report: Mapping[str, Any]) -> bool:
         """Record an epoch; True when the trial's bracket cuts it here.
@@ -223,13 +240,15 @@ class SweepState:
         seconds = float(report.get("seconds", math.nan))
         if math.isfinite(seconds):
             row.seconds_per_epoch = seconds
+            self._time_epochs(self._groups[name])
         if self._hold.epoch(row.kind_of_trial):
             self._say(f"{name} has finished an epoch: its siblings go on")
         cut = self._cuts.epoch(row, epoch, float(report.get("rank", score)))
         if cut:
             row.reason = cut
-        self._tell("epoch", row, seconds=None if math.isnan(seconds) else seconds, cut=bool(cut))
-        self._learn(row, seconds)
+        took = None if math.isnan(seconds) else seconds
+        self._tell("epoch", row, seconds=took, members=report.get("members", 1), cut=bool(cut))
+        self._learn(row, seconds, int(report.get("members", 1)))
         return bool(cut)
 
     def end(self, name: str, outcome: Mapping[str, Any]) -> None:
@@ -318,7 +337,7 @@ class SweepState:
         if twin is not None:
             return f"{twin.node.id} (running), which trains the same"
         limit = self.rules.max_concurrent
-        if limit is not None and len(self._running) >= limit:
+        if limit is not None and len(self._groups) >= limit:
             return f"one of {limit} trials to end (--max-concurrent)"
         demand = self._demands[name]
         if not self._room.could_hold(demand):
@@ -327,25 +346,98 @@ class SweepState:
 
     # Decisions.
 
-    def _start(self, row: Row, place: int) -> Row:
-        name = row.node.id
-        self._frontier.start(name)
-        row.machine = self._room.take(name, place, self._demands[name]).id
+    def _companions(
+        self, starts: Sequence[tuple[str, int]], candidates: Sequence[Job]
+    ) -> list[Part]:
+        """The first of ``starts``, and who trains with it: of what could not start now alone."""
+        first = self._part(starts[0][0])
+        if self._mates is None or first.key is None:
+            return [first]
+        key, places = first.key, dict(starts)
+        same = [part for part in (self._part(job.id) for job in candidates) if part.key == key]
+        leads = sorted((p for p in same if p.id in places), key=lambda part: part.id != first.id)
+        willing = self._mates.willing(
+            [self.rows[part.id].node for part in leads],
+            [self.rows[part.id].node for part in same if part.id not in places],
+            self.rows,
+        )
+        names = {node.id for node in willing}
+        spare = list(self._room.free)
+        for name, place in starts:
+            spare[place] = spare[place].without(self._demands[name])
+
+        def fits(group: Sequence[Part]) -> bool:
+            members = [part.id for part in group]
+            more = self._demands.together(members).beyond(self._demands[members[0]])
+            wide = len(members) <= self._demands.width(members)
+            return wide and spare[places[members[0]]].holds(more)
+
+        mates = [part for part in same if part.id in names]
+        group = gather(leads, mates, self._load(candidates), fits=fits)[0]
+        return self._resolve_mates(group)
+
+    def _resolve_mates(self, group: Sequence[Part]) -> list[Part]:
+        """Those of a group that really have to run, each key once."""
+        keys = {self._key(self.rows[group[0].id])}
+        found = [group[0]]
+        for mate in group[1:]:
+            row = self.rows[mate.id]
+            if row.state != "waiting" or not self._resolved(row):
+                continue
+            if self._twin(row) is None and self._key(row) not in keys:
+                keys.add(self._key(row))
+                found.append(mate)
+        return found
+
+    def _part(self, name: str) -> Part:
+        node = self.rows[name].node
+        key = None
+        if self._mates is not None and name not in self._alone:
+            key = self._mates.key(node, self.rows)
+        work, tail = self._frontier.work_s(name), self._frontier.tail_s(name)
+        return part(node, work=work, tail=tail, key=key)
+
+    def _load(self, candidates: Sequence[Job]) -> Load:
+        """What is still to be done, everything that waits alone."""
+        running = self._groups.left(self.clock())
+        demands = {self._demands[job.id] for job in candidates}
+        return Load(
+            work_s=self._frontier.left_s + sum(left for left, _ in running),
+            chain_s=max([self._frontier.longest_s, *(chain for _, chain in running)]),
+            slots=slots(self.machines, demands, self.rules.max_concurrent),
+            free_s=min((left for left, _ in running), default=math.inf),
+        )
+
+    def _start(self, parts: Sequence[Part], place: int) -> Row:
+        names = [part.id for part in parts]
+        demand = self._demands.together(names)
+        group = self._groups.start(parts, place, demand, self.clock())
         self._lonely_since = math.nan
-        row.state, row.reason, row.kind, row.traceback = "running", "", "", ""
-        self._running[name] = row
-        row.earlier = row.seconds
-        row.started, row.ended = self.clock(), math.nan
-        row.attempts += 1
-        self._cuts.remember(row)
-        if row.history:
-            row.epoch = max(row.epoch, row.history[-1][0])
-        self._tell("start", row, machine=row.machine, demand=vars(self._demands[name]))
-        return row
+        for name in names:
+            self._frontier.start(name)
+            row = self._running[name] = self.rows[name]
+            row.machine = group.machine.id
+            row.seconds_per_epoch = row.epoch_wall_s = math.nan
+            row.together = group.members if len(names) > 1 else ()
+            row.state, row.reason, row.kind, row.traceback = "running", "", "", ""
+            row.earlier = row.seconds
+            row.started, row.ended = self.clock(), math.nan
+            row.attempts += 1
+            self._cuts.remember(row)
+            if row.history:
+                row.epoch = max(row.epoch, row.history[-1][0])
+        for name in names:
+            row = self.rows[name]
+            more = {"together": list(row.together)} if row.together else {}
+            self._tell("start", row, machine=row.machine, demand=vars(demand), **more)
+        return self.rows[names[0]]
 
     def _fault(self, row: Row, outcome: Mapping[str, Any]) -> None:
         faults = self._faults[row.node.id]
-        retry = faults.judge(outcome, row.epoch, self.rules)
+        together = len(row.together) > 1
+        if together and outcome.get("kind") in ("machine", "oom"):
+            self._alone.add(row.node.id)
+        retry = faults.judge(outcome, row.epoch, self.rules, together=together)
         reason = outcome.get("reason") or "no reason given"
         if retry is None:
             reason = faults.last_reason(outcome)
@@ -388,7 +480,7 @@ class SweepState:
         if row.state == "running":
             row.ended = self.clock()
             del self._running[row.node.id]
-            self._room.give(row.node.id)
+            self._time_epochs(self._groups.leave(row.node.id, self.clock()))
         row.state, row.reason = state, reason
 
     def _drop_held(self) -> None:
@@ -469,9 +561,18 @@ class SweepState:
 
     # Estimates.
 
-    def _learn(self, row: Row, seconds: float) -> None:
+    def _time_epochs(self, group: Group) -> None:
+        """An epoch of a group lasts as long as the parts of its members together."""
+        rows = [self.rows[name] for name in group.running]
+        wall = sum(row.seconds_per_epoch for row in rows)
+        if math.isfinite(wall):
+            for row in rows:
+                row.epoch_wall_s = wall
+
+    def _learn(self, row: Row, seconds: float, members: int) -> None:
         if self._estimates is not None and math.isfinite(seconds):
-            self._estimates.epoch(row, seconds)
+            shared = shared_part(row.node.cell.backbone)
+            self._estimates.epoch(row, alone_s(seconds, shared, members))
             self._reestimate()
 
     def _reestimate(self) -> None:

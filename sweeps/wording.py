@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from sweeps.resources import slots
@@ -65,10 +65,13 @@ def time_left(
             continue
         left = works.get(row.node.id, row.node.work) * pace
         if row.state == "running":
-            left = max(left - row.seconds, 0.0)
             most = row_time_left(row)
-            left = left if most is None else min(left, most) if left else most
-        total, longest = total + left, max(longest, left)
+            if row.together:
+                left = left if most is None else most
+            else:
+                left = max(left - row.seconds, 0.0)
+                left = left if most is None else min(left, most) if left else most
+        total, longest = total + left * _part(row), max(longest, left)
     return max(total / max(devices, 1), longest)
 
 
@@ -77,7 +80,7 @@ def _pace(rows: Iterable[Row]) -> float | None:
     done, epochs = [], []
     for row in rows:
         if row.state == "done" and not row.reused and row.seconds > 0:
-            done.append((row.seconds, row.node.work))
+            done.append((row.seconds * _part(row), row.node.work))
         elif row.state == "running" and math.isfinite(row.seconds_per_epoch):
             epochs.append((row.seconds_per_epoch * row.epochs, row.node.work))
     known = done or epochs
@@ -85,11 +88,18 @@ def _pace(rows: Iterable[Row]) -> float | None:
     return sum(seconds for seconds, _ in known) / work if work > 0 else None
 
 
+def _part(row: Row) -> float:
+    """A trial's part of the device time while it trains with others; 1 alone."""
+    part = row.seconds_per_epoch / row.epoch_wall_s if row.epoch_wall_s else math.nan
+    return part if math.isfinite(part) else 1.0 / max(len(row.together), 1)
+
+
 def row_time_left(row: Row) -> float | None:
     """Seconds until a running trial's last epoch, should it run them all; None before the first."""
-    if not math.isfinite(row.seconds_per_epoch) or not row.epochs:
+    wall = row.epoch_wall_s if math.isfinite(row.epoch_wall_s) else row.seconds_per_epoch
+    if not math.isfinite(wall) or not row.epochs:
         return None
-    return max(row.epochs - row.epoch, 0) * row.seconds_per_epoch
+    return max(row.epochs - row.epoch, 0) * wall
 
 
 def describe(row: Row) -> str:
@@ -99,6 +109,11 @@ def describe(row: Row) -> str:
         text += f" {row.speed:.0f} img/s"
     left = row_time_left(row)
     return text if left is None else f"{text} {duration(left)} left"
+
+
+def others_text(names: Sequence[str]) -> str:
+    """Those that a trial trains with: ``resnet18/share-frozen/seg and 2 more``."""
+    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
 
 
 def failure_text(row: Row) -> str:
@@ -114,7 +129,8 @@ def retry_text(row: Row, state: SweepState) -> str:
     if row.kind == "machine":
         text = f"attempt {row.attempts + 1} of {state.rules.machine_attempts} {when}"
     elif row.kind == "oom":
-        text = f"once more with a whole device {when}"
+        how = "alone" if row.together else "with a whole device"
+        text = f"once more {how} {when}"
     else:
         text = f"goes on {when}, not charged"
     return f"{text}: {row.reason.splitlines()[0]}" if row.reason else text

@@ -1,4 +1,5 @@
-"""What runs in a worker process: one trial, from plain values to plain values.
+"""What runs in a worker process: trials that train together, mostly one, from plain values to plain
+values.
 
 A payload is a dict of JSON values (see `sweeps.payload`), so that nothing but this package
 has to exist in the worker when Ray unpickles it.
@@ -12,84 +13,142 @@ import gc
 import json
 import math
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sweeps.stopping import PREEMPTED, Stop, save_on_sigterm
 
 if TYPE_CHECKING:
-    from sharedenc.tracking import Tracker
-    from sharedenc.training.run import EpochReport, TrialJob
+    from sharedenc.tracking import MlflowTracker, Tracker
+    from sharedenc.training.job import EpochReport, OnEpoch, TrialJob
+    from sweeps.signals import Listener
 
-OnReport = Callable[[dict[str, Any]], bool]
+OnReport = Callable[[str, dict[str, Any]], bool]
+"""Gets a trial's name and an epoch of it; True means that this trial is to stop now."""
+OnEnd = Callable[[str, dict[str, Any]], None]
+"""Gets a trial's name and its outcome, as soon as it has ended."""
 AskStop = Callable[[], str]
-Execute = Callable[[dict[str, Any], OnReport, AskStop], dict[str, Any]]
+"""Gives a reason to save and end all trials, empty to go on."""
+Execute = Callable[[Sequence[dict[str, Any]], OnReport, OnEnd, AskStop], None]
 
 BEST = "best.safetensors"
 # How long a trial waits for a server that is away before it can start.
 SERVER_WAIT_S = 300.0
 
 
-def execute(payload: dict[str, Any], on_report: OnReport, stop: AskStop) -> dict[str, Any]:
-    """Train one trial and say how it ended; never raises an `Exception`.
+def execute(
+    payloads: Sequence[dict[str, Any]], on_report: OnReport, on_end: OnEnd, stop: AskStop
+) -> None:
+    """Train trials together, or one alone, and say how each ended; never raises an `Exception`.
 
     Args:
-        payload: The trial, its places and the run that records it.
-        on_report: Gets ``{epoch, epochs, score, rank, seconds, images_per_s}`` after each epoch;
-            True means that the trial is to stop now.
-        stop: Asked before each step: a reason to save and end, or an empty string.
-
-    Returns:
-        ``{state, kind, error, reason, traceback, result, epochs_done, peak_memory_bytes}``.
+        payloads: Of each trial, its places and the run that records it.
+        on_report: Gets ``{epoch, epochs, score, rank, seconds, images_per_s, members}`` after each
+            epoch; ``members`` are those that trained it together.
+        on_end: Gets ``{state, kind, error, reason, traceback, result, epochs_done,
+            peak_memory_bytes}`` once for each trial.
+        stop: Asked before each step.
     """
+    from sharedenc.training.together import run_together
+
+    group = _Running([payload["node"] for payload in payloads], on_report, on_end)
+    jobs: dict[str, TrialJob] = {}
+    try:
+        tracker = _open(payloads[0])
+        for payload in payloads:
+            name = payload["node"]
+            try:
+                jobs[name] = make_job(payload, tracker, stop)
+                tracker.resume(payload["run_id"])
+            except Exception as error:
+                jobs.pop(name, None)
+                group.end(name, _raised(error))
+        # From here on the training goes on, whether the server answers or not.
+        names = list(jobs)
+        runs = {payload["node"]: payload["run_id"] for payload in payloads}
+        if names:
+            run_together(
+                list(jobs.values()),
+                [tracker.handle(runs[name]) for name in names],
+                [group.listener(name) for name in names],
+                lambda index, outcome: group.end(names[index], outcome.to_dict()),
+            )
+    except Exception as error:
+        for name in list(group.running):
+            group.end(name, _raised(error))
+
+
+def _open(payload: dict[str, Any]) -> MlflowTracker:
+    """Load what trials of a study may need besides this package, and reach their server."""
     from sharedenc.models.plugins import load_entry_points, load_plugin
     from sharedenc.tracking import MlflowTracker, Patience
+
+    load_entry_points(check=False)
+    for plugin in payload["plugins"]:
+        load_plugin(Path(plugin), check=False)
+    uri = payload["tracking_uri"]
+    return MlflowTracker(uri, wait_s=SERVER_WAIT_S, patience=Patience(SERVER_WAIT_S))
+
+
+def _raised(error: Exception) -> dict[str, Any]:
+    """The outcome of a trial that something outside its training ended."""
     from sharedenc.training.job import failure_kind
-    from sharedenc.training.run import run_and_record
 
-    try:
-        load_entry_points(check=False)
-        for plugin in payload["plugins"]:
-            load_plugin(Path(plugin), check=False)
-        uri = payload["tracking_uri"]
-        tracker = MlflowTracker(uri, wait_s=SERVER_WAIT_S, patience=Patience(SERVER_WAIT_S))
-        job = make_job(payload, tracker, stop)
-        tracker.resume(payload["run_id"])
-        # From here on the training goes on, whether the server answers or not.
-        run = tracker.handle(payload["run_id"])
-    except Exception as error:
-        return {
-            "state": "failed",
-            "kind": failure_kind(error),
-            "error": type(error).__name__,
-            "reason": str(error) or type(error).__name__,
-            "traceback": traceback.format_exc(),
-            "result": None,
-            "epochs_done": 0,
-            "peak_memory_bytes": 0,
-        }
+    return {
+        "state": "failed",
+        "kind": failure_kind(error),
+        "error": type(error).__name__,
+        "reason": str(error) or type(error).__name__,
+        "traceback": "".join(traceback.format_exception(error)),
+        "result": None,
+        "epochs_done": 0,
+        "peak_memory_bytes": 0,
+    }
 
-    def on_epoch(report: EpochReport) -> bool:
-        score = report.metrics.get("score", math.nan)
-        return on_report(
-            {
-                "epoch": report.epoch,
-                "epochs": report.epochs,
-                "score": score,
-                "rank": score if math.isnan(report.rank) else report.rank,
-                "seconds": report.seconds,
-                "images_per_s": report.metrics.get("images_per_s", math.nan),
-            }
-        )
 
-    return run_and_record(job, run, on_epoch).to_dict()
+class _Running:
+    """The trials of a process that have not ended, and how far each of them is."""
+
+    def __init__(self, names: Sequence[str], on_report: OnReport, on_end: OnEnd) -> None:
+        self.running = dict.fromkeys(names, -1)
+        self._on_report, self._on_end = on_report, on_end
+
+    def end(self, name: str, outcome: dict[str, Any]) -> None:
+        """A trial has ended."""
+        if self.running.pop(name, None) is not None:
+            self._on_end(name, outcome)
+
+    def listener(self, name: str) -> OnEpoch:
+        """What is told of a trial's epochs."""
+
+        def on_epoch(report: EpochReport) -> bool:
+            self.running[name] = report.epoch
+            score = report.metrics.get("score", math.nan)
+            return self._on_report(
+                name,
+                {
+                    "epoch": report.epoch,
+                    "epochs": report.epochs,
+                    "score": score,
+                    "rank": score if math.isnan(report.rank) else report.rank,
+                    "seconds": report.seconds,
+                    "images_per_s": report.metrics.get("images_per_s", math.nan),
+                    "members": self._members(report.epoch),
+                },
+            )
+
+        return on_epoch
+
+    def _members(self, epoch: int) -> int:
+        """Trials that trained this epoch together: one that is further has trained it before."""
+        return sum(last in (-1, epoch - 1, epoch) for last in self.running.values())
 
 
 def make_job(payload: dict[str, Any], tracker: Tracker, stop: AskStop) -> TrialJob:
     """The job of a payload, with its pack and its parent on this machine's disk."""
     from sharedenc.spec import Trial
-    from sharedenc.training.run import TrialJob
+    from sharedenc.training.job import TrialJob
 
     return TrialJob(
         trial=Trial.from_dict(payload["trial"]),
@@ -108,6 +167,7 @@ def make_job(payload: dict[str, Any], tracker: Tracker, stop: AskStop) -> TrialJ
         fresh=payload.get("fresh", False),
         stop=stop,
         baselines=payload.get("baselines") or {},
+        taps_budget_bytes=payload["taps_budget_bytes"],
     )
 
 
@@ -159,39 +219,59 @@ def _parent(payload: dict[str, Any], tracker: Tracker) -> Path | None:
     return tracker.download(parent["run_id"], f"checkpoint/{BEST}", folder)
 
 
-def make_trainable(run: Execute, signals: str | None = None) -> Any:
-    """Wrap a trial's function as a trainable of Ray Tune.
+def make_trainable(run: Execute, signals: str) -> Any:
+    """Wrap the function of a process as a trainable of Ray Tune.
+
+    Each result names a trial as ``node`` and has an epoch or the ``outcome`` of it; the outcome of
+    the last one comes when the process is free again.
 
     Args:
-        run: What to do for one trial.
-        signals: Name of the actor through which the driver says stop; see `sweeps.signals`.
+        run: What to do for trials that train together.
+        signals: Name of the actor through which the driver says what is to stop, see
+            `sweeps.signals`.
     """
     from ray.tune.trainable.function_trainable import wrap_function
 
     def trial(config: dict[str, Any]) -> None:
         from ray import tune
 
-        cut = False
+        payloads: list[dict[str, Any]] = json.loads(config["payloads"])
+        left = [payload["node"] for payload in payloads]
+        ears = _listen(signals)
+        last: dict[str, Any] = {}
+        ended_by_tune = False
 
-        def on_report(report: dict[str, Any]) -> bool:
-            nonlocal cut
+        def on_report(name: str, report: dict[str, Any]) -> bool:
+            nonlocal ended_by_tune
             try:
-                tune.report(report)
+                # Comes back when the driver has decided.
+                tune.report({"node": name, **report})
             except SystemExit:
-                # That is how Tune ends a trial which the scheduler stopped: from within report.
-                cut = True
-            return cut
+                ended_by_tune = True
+            return ended_by_tune or ears.is_cut(name)
 
-        payload = json.loads(config["payload"])
-        drain = payload.get("drain_file")
-        with Stop(None if drain is None else Path(drain), _ask(signals)) as stop:
-            # What is told to stop while its process starts has nothing to save.
-            outcome = stopped(stop()) if stop() else run(payload, on_report, stop)
+        def on_end(name: str, outcome: dict[str, Any]) -> None:
+            nonlocal last
+            left.remove(name)
+            result = {"node": name, "outcome": json.dumps(outcome)}
+            if not left:
+                last = result
+            elif not ended_by_tune:
+                tune.report(result)
+
+        drain = payloads[0].get("drain_file")
+        with Stop(None if drain is None else Path(drain), ears.reason) as stop:
+            if stop():
+                # What is told to stop while its process starts has nothing to save.
+                for name in list(left):
+                    on_end(name, stopped(stop()))
+            else:
+                run(payloads, on_report, on_end, stop)
         _give_back_memory()
-        if cut:
+        if ended_by_tune:
             # A further report would wait for an answer that never comes.
             raise SystemExit(0)
-        tune.report({"outcome": json.dumps(outcome)})
+        tune.report(last)
 
     class Trainable(wrap_function(trial)):  # type: ignore[misc]  # Ray has no types
         _name = "trial"
@@ -211,15 +291,13 @@ def stopped(reason: str) -> dict[str, Any]:
     return {"state": state, "kind": None, "error": "", "reason": reason, "result": None}
 
 
-def _ask(signals: str | None) -> AskStop | None:
-    if signals is None:
-        return None
-    from sweeps.signals import listen
+def _listen(signals: str) -> Listener:
+    from sweeps.signals import Deaf, listen
 
     try:
         return listen(signals)
     except ValueError:  # the driver has gone, and Ray will end this process
-        return None
+        return Deaf()
 
 
 def _give_back_memory() -> None:

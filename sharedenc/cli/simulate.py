@@ -45,6 +45,13 @@ SEEDS = 20
     metavar="P",
     help="Probability that a trial is cut after 24 epochs.",
 )
+@click.option(
+    "--fuse",
+    type=click.Choice(["auto", "off"]),
+    default="auto",
+    show_default=True,
+    help="Compare with a sweep in which frozen trials of one encoder train together (auto).",
+)
 @click.option("--gpus-per-node", type=click.IntRange(1), default=8, show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object and nothing else.")
 def simulate(
@@ -55,13 +62,15 @@ def simulate(
     failures: float,
     stragglers: float,
     early_stops: float,
+    fuse: str,
     gpus_per_node: int,
     as_json: bool,
 ) -> None:
     """Run a sweep's policy on a virtual clock; nothing is trained.
 
     Trials are those of the reference grid on COCO, further ones its other learning rates and
-    seeds. The bound is max(longest chain, all work / GPUs): no order of trials ends earlier.
+    seeds. The bound is max(longest chain, all work / GPUs): no order of trials ends earlier, but
+    that of frozen trials together, which make pictures and encoder's maps once, may.
     """
     from sweeps.simulate import Chance, summary
 
@@ -72,6 +81,7 @@ def simulate(
         durations=durations,  # type: ignore[arg-type]  # click checks it
         chance=Chance(failures=failures, stragglers=stragglers, early_stops=early_stops),
         per_node=gpus_per_node,
+        fuse=fuse,  # type: ignore[arg-type]  # click checks it
     )
     click.echo(json.dumps(row) if as_json else _text(row))
 
@@ -86,6 +96,14 @@ def _text(row: dict[str, Any]) -> str:
         f"{'makespan / bound':18}{row['ratio_to_bound']:>9.3f}{row['ratio_to_bound_max']:>9.3f}",
         f"{'devices busy':18}{row['busy']:>8.0%}",
     ]
+    if "fused_speedup" in row:
+        lines += [
+            f"{'frozen together':18}{row['fused_makespan_h']:>7.1f} h"
+            f"{row['fused_makespan_h_max']:>7.1f} h",
+            f"{'sooner':18}{row['fused_speedup']:>8.2f}x{'':4}at least "
+            f"{row['fused_speedup_min']:.2f}x, {row['groups']:.0f} groups, "
+            f"{row['device_hours_saved']:.0%} less device time",
+        ]
     if row["retries"]:
         lines.append(f"{'retries':18}{row['retries']:>9.1f}")
     if row["failed"]:

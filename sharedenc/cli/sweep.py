@@ -22,11 +22,13 @@ from sharedenc.cli.options import (
     data_rules,
     int8_options,
     load_plugins,
+    loading_options,
     plugin_option,
     read_settings,
     recipe_options,
     runs_option,
     runs_root,
+    taps_bytes,
     weights_option,
 )
 from sharedenc.cli.simulate import simulate
@@ -51,6 +53,7 @@ LAUNCHERS = ("ray", "local")
 DEVICES = ("auto", "cpu", "cuda")
 LR_SEARCHES = ("published", "backbone", "cell")
 REUSES = ("strict", "compatible", "none")
+FUSES = ("auto", "off")
 
 EXAMPLES = """\b
 Examples:
@@ -177,7 +180,18 @@ def _invocation_options(function: Any) -> Any:
         ),
         click.option("--max-gpu-hours", type=float, help="Start nothing more after so many."),
         click.option(
-            "--max-concurrent", "--concurrent", type=click.IntRange(1), help="Most trials at once."
+            "--max-concurrent",
+            "--concurrent",
+            type=click.IntRange(1),
+            help="Most trials at once; those that train together count as one.",
+        ),
+        click.option(
+            "--fuse",
+            default="auto",
+            show_default=True,
+            metavar=f"[{'|'.join(FUSES)}]",
+            help="Train cells and rates of one frozen encoder together, in one pass over the "
+            "pictures: where trials wait for devices (auto), or never (off). Results are the same.",
         ),
         click.option("--pack", is_flag=True, help="Share GPUs by measured peaks of memory."),
         click.option(
@@ -250,7 +264,6 @@ def _machine_options(function: Any) -> Any:
             metavar="[auto|cpu|cuda]",
             help="What trials train on; with --latency-budget-ms it may be a board's name.",
         ),
-        click.option("--workers", type=click.IntRange(0), default=0, help="Loaders per trial."),
     ]
     for option in reversed(options):
         function = option(function)
@@ -268,6 +281,7 @@ def _machine_options(function: Any) -> Any:
 @_invocation_options
 @_budget_options
 @_machine_options
+@loading_options
 @click.option("--show", is_flag=True, help="Print the merged settings as a study file and exit.")
 @click.option("--export/--no-export", default=True, show_default=True, help="Register ONNX files.")
 @int8_options
@@ -469,6 +483,7 @@ class _Sweep:
         check_choice("--launcher", self.options["launcher"], LAUNCHERS)
         check_choice("--device", self.options["device"], DEVICES)
         check_choice("--reuse", self.options["reuse"], REUSES)
+        check_choice("--fuse", self.options["fuse"], FUSES)
         Interval.parse(self.options["checkpoint_every"])
         storage = self.options["storage"]
         if storage is None and self.options["address"]:
@@ -526,6 +541,7 @@ class _Sweep:
         return RunOptions(
             device=self._device(launcher),
             workers=self.options["workers"],
+            taps_budget_bytes=taps_bytes(self.options),
             reuse=self.options["reuse"],
             rerun=self.options["rerun"],
             checkpoint_every=self.options["checkpoint_every"],
@@ -535,6 +551,7 @@ class _Sweep:
             ),
             pack=self.options["pack"],
             preflight=self.options["preflight"],
+            fuse=self.options["fuse"],
             budget=self.budget,
             command=" ".join(sys.argv),
         )
@@ -611,7 +628,7 @@ class _Sweep:
                 pack=PackedDataset.open(result.pack),
                 images=self.study.int8_images,
                 accuracy_images=self.study.accuracy_images,
-                workers=self.options["workers"],
+                workers=self.options["workers"] or 0,
                 shown=not self.options["log_json"],
             )
         rows = export_study(self.uri, result.study, images=images, int8=int8, on_row=tell)

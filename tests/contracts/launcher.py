@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,10 @@ from sweeps.brackets import Ladder
 from sweeps.faults import Rules
 from sweeps.graph import Node
 from sweeps.launch import Launcher
+from sweeps.mates import Mates
 from sweeps.order import Machine
 from sweeps.state import Row, SweepState
-from sweeps.worker import AskStop, OnReport
+from sweeps.worker import AskStop, OnEnd, OnReport
 from tests.sweeps.conftest import MakeNodes
 
 WAIT_S = 240.0
@@ -46,7 +47,64 @@ def searches(final: Node, *, count: int, rungs: tuple[int, ...], epochs: int = 4
     ]
 
 
-def quick(payload: dict[str, Any], on_report: OnReport, stop: AskStop) -> dict[str, Any]:
+def quick(
+    payloads: Sequence[dict[str, Any]], on_report: OnReport, on_end: OnEnd, stop: AskStop
+) -> None:
+    """Trials that end at once, side by side where there are several."""
+    if len(payloads) == 1:
+        (payload,) = payloads
+        name = payload["node"]
+        on_end(name, _alone(payload, lambda report: on_report(name, report), stop))
+    else:
+        _side_by_side(payloads, on_report, on_end)
+
+
+def _side_by_side(payloads: Sequence[dict[str, Any]], on_report: OnReport, on_end: OnEnd) -> None:
+    """Epoch by epoch, each member in its turn; ``fails``, ``dies`` and ``first`` as alone."""
+    folder = Path(payloads[0]["folder"])
+    left = [payload["node"] for payload in payloads]
+    (folder / f"together {len(list(folder.glob('together *')))}").write_text(json.dumps(left))
+    attempts = {name: _attempt(folder, name) for name in left}
+    first = json.loads(payloads[0].get("first", "{}"))
+    for name in list(left):
+        if name in first and attempts[name] == 1:
+            left.remove(name)
+            on_end(name, FIRST[first[name]])
+    epoch = 0
+    while left:
+        epoch += 1
+        for payload in payloads:
+            name, epochs = payload["node"], payload["epochs"]
+            if name not in left:
+                continue
+            report = {"epoch": epoch, "epochs": epochs, "score": score(name, epoch)}
+            report |= {"seconds": 0.5, "members": len(left)}
+            cut = on_report(name, report)
+            if name == payload.get("dies") and attempts[name] == 1:
+                os._exit(3)
+            if cut:
+                (folder / _file(name, "last words")).touch()
+                outcome: dict[str, Any] = {"state": "stopped"}
+            elif name == payload.get("fails"):
+                outcome = dict(NO_PICTURE)
+            elif epoch == epochs:
+                outcome = {"state": "done", "result": {"score": score(name, epochs)}}
+            else:
+                continue
+            left.remove(name)
+            on_end(name, outcome)
+
+
+def _attempt(folder: Path, name: str) -> int:
+    """Note that a trial has started, and the how manieth time it is."""
+    attempt = len(list(folder.glob(_file(name, "started") + "*"))) + 1
+    (folder / f"{_file(name, 'started')} {attempt}").write_text(str(os.getpid()))
+    return attempt
+
+
+def _alone(
+    payload: dict[str, Any], on_report: Callable[[dict[str, Any]], bool], stop: AskStop
+) -> dict[str, Any]:
     """A trial that ends at once: scores follow from its name, behaviour from its payload.
 
     ``first`` (JSON) says how the first attempt of some trials ends before its first epoch, by
@@ -55,8 +113,7 @@ def quick(payload: dict[str, Any], on_report: OnReport, stop: AskStop) -> dict[s
     """
     print("workers are not heard on standard output")
     name, folder = payload["node"], Path(payload["folder"])
-    attempt = len(list(folder.glob(_file(name, "started") + "*"))) + 1
-    (folder / f"{_file(name, 'started')} {attempt}").write_text(str(os.getpid()))
+    attempt = _attempt(folder, name)
     first = json.loads(payload.get("first", "{}"))
     if name in first and attempt == 1:
         return FIRST[first[name]]
@@ -78,11 +135,12 @@ def quick(payload: dict[str, Any], on_report: OnReport, stop: AskStop) -> dict[s
     if name == payload.get("dies"):
         os._exit(3)
     if name == payload.get("fails"):
-        return {"state": "failed", "kind": "data", "reason": "no such picture", "traceback": "T"}
+        return dict(NO_PICTURE)
     result = {"score": score(name, payload["epochs"]), "omp": os.environ.get("OMP_NUM_THREADS")}
     return {"state": "done", "result": result}
 
 
+NO_PICTURE = {"state": "failed", "kind": "data", "reason": "no such picture", "traceback": "T"}
 FIRST: dict[str, dict[str, Any]] = {
     "machine": {"state": "failed", "kind": "machine", "reason": "CUDA error: ECC"},
     "oom": {"state": "failed", "kind": "oom", "reason": "out of memory"},
@@ -136,10 +194,12 @@ def launch(
     *,
     rules: Rules | None = None,
     beat: Callable[[SweepState], None] = lambda state: None,
+    mates: Mates | None = None,
     **behaviour: str,
 ) -> dict[str, Row]:
     """Run made-up trials through a launcher; the rows at the end."""
-    state = SweepState(nodes, launcher.machines(), rules=rules or Rules(backoff_s=0.01))
+    rules = rules or Rules(backoff_s=0.01)
+    state = SweepState(nodes, launcher.machines(), rules=rules, mates=mates)
 
     def payload(row: Row) -> dict[str, Any]:
         return {
@@ -161,6 +221,11 @@ def launch(
 def summary(row: Row) -> tuple[str, str, str, int, int]:
     """What both launchers must agree on."""
     return row.state, row.kind, row.reason, row.attempts, row.preemptions
+
+
+def together(folder: Path) -> list[list[str]]:
+    """Names of the trials that were given to a worker together, in the order of the starts."""
+    return [sorted(json.loads(path.read_text())) for path in sorted(folder.glob("together *"))]
 
 
 class LauncherContract:
@@ -283,3 +348,59 @@ class LauncherContract:
         assert rows[name].attempts == 0
         assert rows[name].state == "waiting"
         assert rows[name].reason == f"preempted: its node goes away ({drain} exists)"
+
+    def test_trials_of_one_encoder_train_together_and_each_ends_by_itself(
+        self, launcher: Launcher, make_nodes: MakeNodes, tmp_path: Path
+    ) -> None:
+        finals = make_nodes(only=("resnet18/share-frozen/*",))
+        seg = next(node for node in finals if node.id.endswith("seg"))
+        rates = searches(seg, count=6, epochs=4, rungs=(1, 2))
+        broken = "resnet18/share-frozen/det"
+        one = Rules(max_concurrent=1)
+        rows = launch(launcher, [*finals, *rates], tmp_path, mates=Mates(), rules=one, fails=broken)
+        assert together(tmp_path) == [sorted(rows)]
+        assert summary(rows[broken])[:3] == ("failed", "data", "no such picture")
+        assert summary(rows[seg.id]) == ("done", "", "", 1, 0)
+        ends = {name: row for name, row in rows.items() if "lr=" in name}
+        assert {row.state for row in ends.values()} == {"done", "stopped"}
+        for name, row in ends.items():
+            if row.state == "stopped":
+                assert row.epoch in (1, 2)
+                assert row.reason.startswith(f"cut at epoch {row.epoch}: ")
+                assert said_last_words(tmp_path, name)
+            else:
+                assert row.score == score(name, 4)
+
+    def test_what_was_out_of_memory_together_is_tried_alone(
+        self, launcher: Launcher, make_nodes: MakeNodes, tmp_path: Path
+    ) -> None:
+        nodes = make_nodes(only=("resnet18/share-frozen/*",))
+        names = sorted(node.id for node in nodes)
+        rows = launch(
+            launcher,
+            nodes,
+            tmp_path,
+            mates=Mates(),
+            rules=Rules(max_concurrent=1),
+            first=json.dumps({names[0]: "oom"}),
+        )
+        assert together(tmp_path) == [names]
+        assert summary(rows[names[0]]) == ("done", "", "", 2, 0)
+        assert summary(rows[names[1]]) == ("done", "", "", 1, 0)
+
+    def test_a_drain_stops_all_that_train_together(
+        self, launcher: Launcher, make_nodes: MakeNodes, tmp_path: Path
+    ) -> None:
+        nodes = make_nodes(only=("resnet18/share-frozen/*",))
+        (tmp_path / "drain").touch()
+
+        def beat(state: SweepState) -> None:
+            if all(row.preemptions for row in state.rows.values()):
+                state.drain("enough")
+
+        rows = launch(
+            launcher, nodes, tmp_path, mates=Mates(), rules=Rules(max_concurrent=1), beat=beat
+        )
+        assert {summary(row)[0] for row in rows.values()} == {"waiting"}
+        assert {row.preemptions for row in rows.values()} == {1}
+        assert len(rows) == 2

@@ -12,8 +12,17 @@ import pytest
 from sharedenc.errors import TrackingError
 from sweeps.faults import Rules
 from sweeps.launch import Launcher, LocalLauncher, RayLauncher
+from sweeps.mates import Mates
 from sweeps.state import SweepState
-from tests.contracts.launcher import LauncherContract, launch, process, quick, started, summary
+from tests.contracts.launcher import (
+    LauncherContract,
+    launch,
+    process,
+    quick,
+    started,
+    summary,
+    together,
+)
 from tests.sweeps.conftest import MakeNodes
 
 
@@ -88,6 +97,20 @@ class TestRayLauncher(LauncherContract):
         assert signals == {}
         assert summary(rows[asked]) == ("done", "", "", 1, 1)
         assert summary(rows[killed]) == ("done", "", "", 2, 0)
+
+    @pytest.mark.slow
+    def test_a_worker_lost_with_all_its_trials_brings_each_back_alone(
+        self, launcher: Launcher, make_nodes: MakeNodes, tmp_path: Path
+    ) -> None:
+        nodes = make_nodes(only=("resnet18/share-frozen/*",))
+        names = sorted(node.id for node in nodes)
+        rules = Rules(max_concurrent=1, backoff_s=0.01)
+        rows = launch(launcher, nodes, tmp_path, mates=Mates(), rules=rules, dies=names[0])
+        assert together(tmp_path) == [names]
+        # The one that brings its process down does so alone too, to the end of its attempts.
+        assert summary(rows[names[1]]) == ("done", "", "", 2, 0)
+        assert (rows[names[0]].state, rows[names[0]].kind) == ("failed", "machine")
+        assert rows[names[0]].attempts == 3
 
 
 def test_an_error_of_ours_is_found_behind_tunes() -> None:

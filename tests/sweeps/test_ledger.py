@@ -172,6 +172,7 @@ def test_status_says_what_each_cell_waits_for_and_why(
         "reason": "",
         "why": "",
         "waits_for": [],
+        "together": [],
         "kind": "",
         "key": row.trial.key if row.trial else "",
         "run_id": row.run_id,

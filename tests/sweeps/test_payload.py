@@ -10,6 +10,7 @@ import pytest
 
 from sweeps.graph import Facts, expand
 from sweeps.inputs import Inputs, Places
+from sweeps.order import Demand
 from sweeps.payload import Payloads
 from sweeps.state import Row
 from sweeps.study import Study
@@ -32,19 +33,25 @@ def searched(facts: Facts) -> dict[str, Row]:
     return rows
 
 
-def made(rows: dict[str, Row], name: str, facts: Facts, **options: Any) -> dict[str, Any]:
+def made(
+    rows: dict[str, Row],
+    name: str,
+    facts: Facts,
+    *,
+    demand: Demand | None = None,
+    **options: Any,
+) -> dict[str, Any]:
     data: Any = SimpleNamespace(root=Path("/pack"), digest="d" * 64)
     inputs = Inputs(name="s", data=data, weights={"resnet18": ("none", "none")}, facts=facts)
-    options = {"rerun": frozenset(), **options}
+    options = {"rerun": frozenset(), "workers": 0, **options}
     payloads = Payloads(
         study=Study(kind="full-grid"),
         inputs=inputs,
         places=Places(tracking_uri="http://nowhere", runs_dir=Path("/runs")),
-        workers=0,
         checkpoint_every="10m",
         **options,
     )
-    return payloads.make(rows, rows[name])
+    return payloads.make(rows, rows[name], demand or rows[name].node.demand)
 
 
 def test_what_is_asked_for_again_forgets_earlier_attempts_once(
@@ -73,3 +80,13 @@ def test_the_winner_of_a_search_that_was_asked_for_again_is_not_trained_twice(
 def test_only_final_trials_keep_artifacts(searched: dict[str, Row], facts: Facts) -> None:
     kept = {name: made(searched, name, facts)["keep"] for name in searched}
     assert {name for name, keep in kept.items() if keep} == {CELL}
+
+
+def test_loaders_are_limited_by_what_a_trial_was_given_and_taps_by_their_budget(
+    searched: dict[str, Row], facts: Facts
+) -> None:
+    given = made(searched, CELL, facts, workers=None, taps_budget_bytes=7)
+    assert (given["workers"], given["taps_budget_bytes"]) == (0, 7)
+    on_gpu = Demand(cpus=6, gpus=1)
+    assert made(searched, CELL, facts, workers=None, demand=on_gpu)["workers"] == 5
+    assert made(searched, CELL, facts, workers=2, demand=on_gpu)["workers"] == 2

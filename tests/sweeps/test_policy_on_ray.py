@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from sweeps.launch import RayLauncher
 from sweeps.replay import replay
 from sweeps.resources import GIB, gpu_share
 from sweeps.state import Row, SweepState
-from sweeps.worker import AskStop, OnReport
+from sweeps.worker import AskStop, OnEnd, OnReport
 from tests.sweeps.conftest import MakeNodes
 
 pytestmark = [pytest.mark.slow, pytest.mark.alone]
@@ -31,8 +31,16 @@ def ray_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayLaunche
     owner.close()
 
 
-def sleepy(payload: dict[str, Any], on_report: OnReport, stop: AskStop) -> dict[str, Any]:
+def sleepy(
+    payloads: Sequence[dict[str, Any]], on_report: OnReport, on_end: OnEnd, stop: AskStop
+) -> None:
     """Two epochs of made-up lengths; some trials fail on a machine fault the first time."""
+    (payload,) = payloads
+    name = payload["node"]
+    on_end(name, _sleepy(payload, lambda report: on_report(name, report)))
+
+
+def _sleepy(payload: dict[str, Any], on_report: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
     seconds = 0.05 + sum(payload["node"].encode()) % 7 / 20
     for epoch in (1, 2):
         time.sleep(seconds)

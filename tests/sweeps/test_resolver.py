@@ -136,6 +136,9 @@ def test_a_cosine_that_wins_gives_the_final_trials_its_recipe(facts: Facts) -> N
     def cosine_is_better(trial: Trial, epoch: int) -> float:
         return score(trial, epoch) * (1.5 if trial.recipe.scheduler == "cosine" else 1.0)
 
+    def plateau_is_better(trial: Trial, epoch: int) -> float:
+        return score(trial, epoch) * (1.5 if trial.recipe.scheduler == "plateau" else 1.0)
+
     asked = study(
         only=("resnet18/baseline/seg",),
         lr_search="cell",
@@ -156,7 +159,7 @@ def test_a_cosine_that_wins_gives_the_final_trials_its_recipe(facts: Facts) -> N
     )
     won = [r.trial.key for r in rows.values() if r.node.search and r.trial and r.state == "done"]
     assert first.key in won
-    plateau = run(asked, facts, score)["resnet18/baseline/seg"].trial
+    plateau = run(asked, facts, plateau_is_better)["resnet18/baseline/seg"].trial
     assert plateau is not None
     assert plateau.recipe == RECIPE  # and its full length, not that of the search
 

@@ -438,7 +438,7 @@ def test_trials_that_lost_their_last_machine_are_skipped_after_a_while(
         clock.now += 10
     assert clock.now <= 100 + 10 + 60 + 20
     assert set(states(state).values()) == {"skipped"}
-    assert state.rows[DET].reason == "no machine with 1 CPU cores, 1 GPUs, 0.0 GiB is left"
+    assert state.rows[DET].reason == "no machine with 4 CPU cores, 1 GPUs, 0.0 GiB is left"
 
 
 # Brackets, trials that are known later, what is settled.

@@ -55,6 +55,7 @@ def payload(node: Node, folder: Path, **more: Any) -> dict[str, Any]:
         "run_id": "r",
         "checkpoint_every": "2epochs",
         "baselines": {"det": 0.25},
+        "taps_budget_bytes": 1 << 20,
         **more,
     }
 
@@ -65,6 +66,7 @@ def test_a_job_of_a_payload(swap: Node, tracker: MemoryTracker, tmp_path: Path) 
     assert (job.pack, job.work_dir) == (tmp_path / "driver" / "pack", tmp_path / "work")
     assert (job.checkpoint_every, job.baselines, job.fresh) == ("2epochs", {"det": 0.25}, False)
     assert (job.stop(), job.keep) == ("because", False)
+    assert job.taps_budget_bytes == 1 << 20
 
 
 def test_a_pack_that_only_the_driver_has_is_fetched_from_the_storage(
@@ -126,7 +128,10 @@ def _finished(folder: Path, storage: Path) -> None:
 
 def test_what_cannot_be_had_is_an_outcome(swap: Node, tmp_path: Path) -> None:
     given = payload(swap, tmp_path, plugins=[str(tmp_path / "gone.py")])
-    outcome = execute(given, lambda report: False, str)
+    ends: dict[str, dict[str, Any]] = {}
+    execute([given], lambda name, report: False, ends.__setitem__, str)
+    (outcome,) = (ends.pop(swap.id),)
+    assert ends == {}
     assert (outcome["state"], outcome["result"]) == ("failed", None)
     assert "gone.py" in outcome["reason"]
     assert outcome["traceback"].startswith("Traceback")
