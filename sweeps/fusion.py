@@ -165,9 +165,10 @@ def gather(
             more = saved + seconds(group) + part.work - took
             tails = [(end, p.tail) for end, p in zip(ends(wider), wider, strict=True)]
             unhurried = load.others_s(more, took)
-            early = max(MARGIN * end + tail for end, tail in tails) <= unhurried or max(
-                end + tail for end, tail in tails
-            ) <= free + part.work + part.tail
+            early = (
+                max(MARGIN * end + tail for end, tail in tails) <= unhurried
+                or max(end + tail for end, tail in tails) <= free + part.work + part.tail
+            )
             if early and fits(wider):
                 best = (took, more, group)
         if best is not None:

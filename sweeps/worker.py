@@ -157,6 +157,7 @@ def make_job(payload: dict[str, Any], tracker: Tracker, stop: AskStop) -> TrialJ
         parent=_parent(payload, tracker),
         work_dir=Path(payload["work_dir"]),
         device=payload["device"],
+        cache_dir=Path(payload["cache_dir"]) if payload.get("cache_dir") else None,
         workers=payload["workers"],
         plugins=tuple(payload["plugins"]),
         keep=payload["keep"],

@@ -123,6 +123,7 @@ def train(ctx: click.Context, /, cell: str, **options: Any) -> None:
         weights=options["weights"],
         workers=options["workers"],
         taps_budget_bytes=taps_bytes(options),
+        cache_dir=options["cache_dir"],
         plugins=plugins,
         root=runs_root(options["runs_dir"]),
         storage=options["storage"],
@@ -171,6 +172,7 @@ class Session:
     weights: str
     workers: int | None
     taps_budget_bytes: int
+    cache_dir: Path | None
     plugins: tuple[str, ...]
     root: Path
     storage: str | None
@@ -233,6 +235,7 @@ class Session:
             device=trial.numerics.device,
             workers=_loaders(self.workers, trial.numerics.device),
             taps_budget_bytes=self.taps_budget_bytes,
+            cache_dir=self.cache_dir,
             plugins=self.plugins,
             storage=self.storage,
             checkpoint_every=self.checkpoint_every,

@@ -77,7 +77,7 @@ def initial_network(job: TrialJob, pack: PackedDataset) -> Network:
             calibrate(
                 network.encoder,
                 lambda: _calibration_images(job, pack),
-                cache_dir() / CALIBRATED,
+                cache_dir(job.cache_dir) / CALIBRATED,
                 calibration_key(trial, network.encoder),
             )
     apply_freeze(network.encoder, cell.freeze, bn_mode=recipe.bn_mode, bias_set=recipe.bias_set)

@@ -49,7 +49,7 @@ class TrialJob:
     ``stop`` is asked before every step: a reason means that the trial saves and ends now.
     ``baselines`` are the best validation scores of the tasks' baselines: with them, a dual trial is
     ranked by how far it is from them. ``taps_budget_bytes`` is what the maps of frozen encoders may
-    take on this machine's disk; 0 keeps none.
+    take in this machine's cache folder, ``cache_dir`` (None: the usual one); 0 keeps none.
     """
 
     trial: Trial
@@ -69,6 +69,7 @@ class TrialJob:
     stop: Callable[[], str] = field(default=never, repr=False, compare=False)
     baselines: Mapping[str, float] = field(default_factory=dict)
     taps_budget_bytes: int = 4 << 30
+    cache_dir: Path | None = None
 
 
 PREEMPTED = "preempted"

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from sharedenc.data.batch import train_batches
 from sharedenc.data.loaders import Loaders
-from sharedenc.data.packed import PackedDataset
+from sharedenc.data.packed import PackedDataset, cache_dir
 from sharedenc.errors import SpecError
 from sharedenc.evaluation.evaluate import SUMMARY, evaluate_members
 from sharedenc.evaluation.taps import TapCache, open_taps
@@ -171,6 +171,7 @@ class _Group:
                     numerics=trial.numerics,
                     device=device,
                     budget_bytes=first.job.taps_budget_bytes,
+                    folder=cache_dir(first.job.cache_dir) / "taps",
                 )
             if taps is not None:
                 stack.enter_context(taps)
