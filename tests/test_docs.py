@@ -72,7 +72,8 @@ def test_every_command_of_the_documents_parses(path: Path, line: str) -> None:
         targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
         assert set(words[1:]) <= targets
     elif words[:2] == ["python", "-m"]:
-        assert (ROOT / (words[2].replace(".", "/") + ".py")).exists()
+        module = ROOT / words[2].replace(".", "/")
+        assert module.with_suffix(".py").exists() or (module / "__main__.py").exists()
     else:
         assert words[0] in {"export", "pip"}, f"{path.name}: what is {words[0]!r}?"
 
