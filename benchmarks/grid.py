@@ -275,7 +275,7 @@ def report(
         ours = jobs[way.name]
         check = f"losses of a step to {way.step:g}"
         if way.validation is not None:
-            check += f", of a validation to {way.validation:g}"
+            check += f", of a validation of the same pixels to {way.validation:g}"
         cases = [
             ("CPU time", cpu_s(reference), cpu_s(ours)),
             (f"wall on {slots} slots", makespan_s(reference, slots), makespan_s(ours, slots)),
