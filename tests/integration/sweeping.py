@@ -34,6 +34,7 @@ class Sweep:
     data: Path
     uri: str | None = None
     options: tuple[str, ...] = ()
+    only: str = SWAP
     started: list[subprocess.Popen[str]] = field(default_factory=list)
     mark: str = field(default_factory=lambda: f"hurt-{os.getpid()}-{time.monotonic_ns()}")
 
@@ -44,7 +45,7 @@ class Sweep:
     def start(self, *extra: str) -> subprocess.Popen[str]:
         """Start the sweep; standard output and error go to files in the folder."""
         command = [sys.executable, "-m", "sharedenc", "sweep", "full-grid", "--name", NAME]
-        command += ["--data", str(self.data), "--only", SWAP, "--device", "cpu", "--json"]
+        command += ["--data", str(self.data), "--only", self.only, "--device", "cpu", "--json"]
         command += ["--runs-dir", "runs", "--cache-dir", "cache", "--no-export", "--no-report"]
         command += ["--checkpoint-every", "2steps", *RECIPE, *self.options, *extra]
         env = {**os.environ, "TMPDIR": "/tmp", "SHAREDENC_TEST_MARK": self.mark}
