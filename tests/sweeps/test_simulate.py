@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -20,6 +21,7 @@ from sweeps.simulate import (
     Chance,
     Outcome,
     Virtual,
+    fused_bound,
     gpus,
     simulate,
     summary,
@@ -62,7 +64,7 @@ def sweeps(draw: st.DrawFn) -> list[Virtual]:
 
 
 def check(trials: list[Virtual], devices: int, outcome: Outcome) -> None:
-    """The three rules, from the spans alone."""
+    """The three rules, from the spans alone; a group is one trial to its device."""
     by_id = {t.id: t for t in trials}
     ends = {span.id: span.end for span in outcome.spans if span.final}
     for span in outcome.spans:
@@ -71,7 +73,7 @@ def check(trials: list[Virtual], devices: int, outcome: Outcome) -> None:
     times = sorted({span.start for span in outcome.spans} | {s.end for s in outcome.spans})
     starts = {t.id: [s.start for s in outcome.spans if s.id == t.id] for t in trials}
     for now, later in pairwise(times):
-        busy = sum(1 for s in outcome.spans if s.start <= now and s.end >= later)
+        busy = len({s.group for s in outcome.spans if s.start <= now and s.end >= later})
         assert busy <= devices, "more trials than devices"
         if busy < devices:
             for t in trials:
@@ -158,13 +160,13 @@ def test_stragglers_and_early_stops_are_as_many_as_asked_for() -> None:
 
 @pytest.mark.parametrize(("trials", "devices"), SMALL)
 def test_known_durations_come_within_three_percent_of_the_bound(trials: int, devices: int) -> None:
-    row = summary(trials, devices, seeds=20, durations="known")
+    row = summary(trials, devices, seeds=20, durations="known", fuse="off")
     assert row["ratio_to_bound_max"] <= 1.03
 
 
 @pytest.mark.parametrize(("trials", "devices"), SMALL)
 def test_estimates_come_within_eight_percent_of_the_bound(trials: int, devices: int) -> None:
-    row = summary(trials, devices, seeds=20, durations="estimated")
+    row = summary(trials, devices, seeds=20, durations="estimated", fuse="off")
     assert row["ratio_to_bound"] <= 1.08
 
 
@@ -172,8 +174,100 @@ def test_estimates_come_within_eight_percent_of_the_bound(trials: int, devices: 
 @pytest.mark.parametrize(("trials", "devices"), LARGE)
 @pytest.mark.parametrize(("durations", "limit"), [("known", 1.03), ("estimated", 1.08)])
 def test_the_largest_sweeps_too(trials: int, devices: int, durations: str, limit: float) -> None:
-    row = summary(trials, devices, seeds=20, durations=durations)  # type: ignore[arg-type]
+    row = summary(trials, devices, seeds=20, durations=durations, fuse="off")  # type: ignore[arg-type]
     assert row["ratio_to_bound_max" if durations == "known" else "ratio_to_bound"] <= limit
+
+
+@pytest.mark.parametrize(("trials", "devices"), [(44, 1), (88, 8), (352, 8), (352, 32), (1056, 32)])
+def test_frozen_trials_together_end_sooner_on_few_devices(trials: int, devices: int) -> None:
+    row = summary(trials, devices, seeds=10)
+    assert row["fused_speedup_min"] >= 1.0
+    assert row["fused_speedup"] >= 1.02
+    assert row["groups"] > 0
+    assert row["fused_makespan_h"] < row["makespan_h"]  # type: ignore[operator]
+    assert 0 < row["device_hours_saved"] < 0.2  # type: ignore[operator]
+
+
+@pytest.mark.parametrize(("trials", "devices"), [(44, 44), (88, 16), (352, 48), (1056, 128)])
+def test_frozen_trials_together_are_never_later_on_many_devices(trials: int, devices: int) -> None:
+    row = summary(trials, devices, seeds=20)
+    assert row["fused_speedup_min"] >= 1 - 1e-9
+    estimated = summary(trials, devices, seeds=20, durations="estimated")
+    assert estimated["fused_speedup"] >= 1 - 1e-9  # type: ignore[operator]
+    assert estimated["fused_speedup_min"] >= 0.97  # type: ignore[operator]
+
+
+@pytest.mark.slow
+def test_the_largest_sweeps_are_not_longer_for_it() -> None:
+    row = summary(4400, 512, seeds=3)
+    assert row["fused_speedup_min"] >= 1 - 1e-9
+    assert summary(4400, 128, seeds=3)["fused_speedup_min"] > 1.1
+
+
+def test_a_device_for_each_trial_leaves_every_trial_alone() -> None:
+    trials = workload(88, seed=0)
+    apart = simulate(trials, gpus(88))
+    assert simulate(trials, gpus(88), fuse=True) == apart
+    assert {len(group) for group in apart.groups} == {1}
+
+
+def frozen(name: str, seconds: float, key: str = "k", **more: object) -> Virtual:
+    return trial(name, seconds, fusion=key, shared=0.8, demand=Demand(cpus=1, gpus=1), **more)
+
+
+def test_a_group_on_one_device_by_hand() -> None:
+    trials = [frozen("long", 100), frozen("short", 50), frozen("other", 40, key="l")]
+    outcome = simulate(trials, gpus(1), fuse=True)
+    found = {span.id: (span.start, span.end) for span in outcome.spans}
+    # The short one is through at half of the long one's way: 40 + 10 and half of 20 seconds.
+    assert found == {
+        "long": (0.0, pytest.approx(110)),
+        "short": (0.0, pytest.approx(60)),
+        "other": (pytest.approx(110), pytest.approx(150)),
+    }
+    assert outcome.device_s == pytest.approx(150)
+    assert outcome.bound == pytest.approx(190)
+    assert fused_bound(trials, 1) == pytest.approx(150)
+
+
+@settings(max_examples=60, deadline=None)
+@given(trials=sweeps(), devices=st.integers(1, 4), keys=st.lists(st.integers(0, 2), min_size=12))
+def test_rules_hold_with_groups_on_any_graph(
+    trials: list[Virtual], devices: int, keys: list[int]
+) -> None:
+    trials = [
+        replace(t, fusion=f"key {key}", shared=0.7) if key else t
+        for t, key in zip(trials, keys, strict=False)
+    ]
+    outcome = simulate(trials, gpus(devices), fuse=True)
+    assert sorted(span.id for span in outcome.spans) == sorted(t.id for t in trials)
+    by_id = {t.id: t for t in trials}
+    for group in outcome.groups:
+        assert len({by_id[span.id].fusion for span in group}) == 1
+        assert len({(span.start, span.place) for span in group}) == 1
+        # Never longer than one after the other, and nobody faster than alone.
+        took = max(span.end for span in group) - group[0].start
+        assert took <= sum(by_id[span.id].seconds for span in group) + 1e-6
+        for span in group:
+            assert span.end - span.start >= by_id[span.id].seconds - 1e-6
+    check(trials, devices, outcome)
+    assert outcome.makespan >= fused_bound(trials, devices) - 1e-6
+
+
+def test_a_lost_group_goes_on_one_by_one_from_its_checkpoints() -> None:
+    rules = Rules(machine_attempts=50, backoff_s=0.0)
+    chance = Chance(failures=0.6, checkpoint_s=10)
+    trials = [frozen(str(i), 100 + 20 * i) for i in range(4)]
+    outcome = simulate(trials, gpus(1), chance=chance, rules=rules, seed=1, fuse=True)
+    first, *later = outcome.groups
+    assert len(first) == 4
+    # Two are through when the device fails; what is left of the others is made alone.
+    assert sorted(span.id for span in first if span.final) == ["0", "1"]
+    assert {len(group) for group in later} == {1}
+    assert sorted(span.id for span in outcome.spans if span.final) == ["0", "1", "2", "3"]
+    # What a fault loses is at most ten seconds of each that ran.
+    alone = sum(t.seconds for t in trials)
+    assert outcome.device_s <= alone + 10 * outcome.retries + 1e-6
 
 
 def test_estimates_that_learn_beat_the_model_alone() -> None:
