@@ -59,8 +59,9 @@ class Way:
     """One way to run the grid: settings of its own, and how near its losses are to the first's.
 
     ``step`` is the limit for a step, as a share; ``validation`` that for a validation on the same
-    pixels. None: not compared, since a random network blows bfloat16's rounding up;
-    `benchmarks.precision` has its effect on trained ones.
+    pixels, with the running statistics, where a random EfficientNet multiplies float32's rounding
+    by 1e4. None: not compared, for what that does to bfloat16's; `benchmarks.precision` has its
+    effect on trained networks.
     """
 
     name: str
@@ -84,7 +85,7 @@ class Way:
 
 WAYS = (
     Way("reference", REFERENCE, reference=True),
-    Way("float32", {"precision": "float32"}, step=1e-4, validation=1e-3),
+    Way("float32", {"precision": "float32"}, step=1e-4, validation=1e-2),
     Way("default", {}, step=2e-2, validation=None),
 )
 
