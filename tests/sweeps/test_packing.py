@@ -9,6 +9,7 @@ import pytest
 from sharedenc.errors import SpecError
 from sharedenc.spec import Cell
 from sweeps.facts import Facts
+from sweeps.fusion import MOST_TOGETHER
 from sweeps.graph import Node, expand
 from sweeps.ledger import Measured
 from sweeps.order import Machine
@@ -68,3 +69,24 @@ def test_without_a_gpu_there_is_nothing_to_share(nodes: list[Node]) -> None:
 def test_a_gpu_whose_memory_is_not_told_is_not_shared(nodes: list[Node]) -> None:
     with pytest.raises(SpecError, match="nvidia-smi does not tell it"):
         pack_trials(nodes, GPUS, [], print, memory=lambda: 0)
+
+
+def test_a_share_holds_as_many_of_one_encoder_as_its_memory_does(facts: Facts) -> None:
+    study = Study(kind="full-grid", only=("resnet18/share-frozen/*",))
+    frozen = expand(study, replace(facts, device_kind="cuda"))
+    cells = [node.cell.name for node in frozen]
+
+    def widths(gib: float, device_gib: int) -> set[int]:
+        rows = [measured(cell, gib) for cell in cells]
+        packed = pack_trials(frozen, GPUS, rows, print, memory=lambda: device_gib * GIB)
+        assert all(node.demand.gpus < 1 for node in packed)
+        return {node.width for node in packed}
+
+    # A quarter of 40 GiB less 5 % is 9.5 GiB, of which 2 x 1.15 + 0.7 are taken.
+    assert widths(2.0, 40) == {MOST_TOGETHER}
+    # A quarter of 16 GiB is 3.8: 3.775 taken of it leave room for nobody, 3.66 for two.
+    assert widths(2.674, 16) == {1}
+    assert widths(2.574, 16) == {1 + 2}
+    # Nobody knows the peak, but the device is whole.
+    whole = pack_trials(frozen, GPUS, [measured("resnet18/dual", 2.0)], print, lambda: 40 * GIB)
+    assert {(node.demand.gpus, node.width) for node in whole} == {(1.0, MOST_TOGETHER)}

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 import pytest
 
 from sharedenc.spec import Cell, Recipe
+from sweeps import fusion
 from sweeps.estimates import Estimates
 from sweeps.graph import Node
 from sweeps.order import Demand, Machine
@@ -201,6 +202,54 @@ def test_a_cpu_sweep_counts_trial_hours() -> None:
     plan = price("s", nodes, {}, estimates, [Machine(cpus=2)])
     assert not plan.on_gpus
     assert "trial hours" in plan_text(plan)
+
+
+SHARES = ["resnet18/share-frozen/det", "resnet18/share-frozen/seg"]
+
+
+def test_what_trains_together_is_said_and_off_the_hours(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(fusion.SHARED, "resnet18", 0.8)
+    nodes = [node(name, name) for name in SHARES]
+    rows = measured(360.0, *SHARES)
+    keys = dict.fromkeys(SHARES, "k")
+    plan = priced(nodes, rows, devices=1, keys=keys)
+    # 2 x 10 epochs x 0.1 h, of which 0.8 are made once
+    assert plan.gpu_hours.expected == pytest.approx(1.2, rel=0.03)
+    assert plan.gpu_hours.low <= plan.gpu_hours.expected <= plan.gpu_hours.high
+    assert plan.gpu_hours.high < 1.3
+    assert plan.wall_hours == pytest.approx(1.2, rel=0.03)
+    assert (plan.together.groups, plan.together.trials) == ([SHARES], 2)
+    assert plan.together.saved_hours == pytest.approx(0.8, rel=0.03)
+    assert plan.together.saved_wall_hours == pytest.approx(0.8, rel=0.03)
+    assert sum(cell.gpu_hours for cell in plan.cells) == pytest.approx(plan.gpu_hours.expected)
+    assert plan.devices == 1
+    (said,) = (line for line in plan_text(plan).splitlines() if line.startswith("together"))
+    assert re.fullmatch(
+        r"together     2 frozen trials in 1 group: saves 4[89] min, 4[89] min of wall time", said
+    )
+    assert f"{'':12} {', '.join(SHARES)}" in plan_text(plan).splitlines()
+    assert json.loads(json.dumps(plan.to_dict()))["together"]["groups"] == [SHARES]
+
+
+@pytest.mark.parametrize(("devices", "keys"), [(2, dict.fromkeys(SHARES, "k")), (1, {}), (1, None)])
+def test_nothing_trains_together_with_a_device_each_or_when_it_is_off(
+    devices: int, keys: dict[str, str] | None
+) -> None:
+    plan = priced([node(n, n) for n in SHARES], measured(360.0, *SHARES), devices, keys=keys)
+    assert plan.gpu_hours.expected == pytest.approx(2.0, rel=0.03)
+    assert (plan.together.groups, plan.together.saved_hours) == ([], 0.0)
+    assert "together" not in plan_text(plan)
+
+
+def test_many_groups_are_counted_and_the_largest_named() -> None:
+    names = [f"{i}/{task}" for i in range(8) for task in ("a", "b", "c", "d", "e")]
+    nodes = [node(name, SHARES[0]) for name in names]
+    keys = {name: name[0] for name in names}
+    plan = priced(nodes, measured(360.0, SHARES[0]), devices=1, keys=keys)
+    assert sorted(map(sorted, plan.together.groups)) == [names[i : i + 5] for i in range(0, 40, 5)]
+    lines = plan_text(plan).splitlines()
+    assert any(line.endswith("0/a, 0/b, 0/c, 0/d and 1 more") for line in lines)
+    assert f"{'':12} and 2 more groups" in lines
 
 
 def test_the_scheduler_starts_from_the_same_expectations() -> None:

@@ -8,6 +8,8 @@ from io import StringIO
 import pytest
 
 from sharedenc.spec import Cell
+from sweeps.mates import Mates
+from sweeps.order import Machine
 from sweeps.progress import (
     JsonLines,
     LiveScreen,
@@ -16,6 +18,7 @@ from sweeps.progress import (
     open_progress,
     status_text,
 )
+from sweeps.resources import GIB
 from sweeps.state import SweepState
 from sweeps.wording import headline, places, time_left
 from tests.sweeps.shown import Clock, finish, grid, node, report, sweep
@@ -120,6 +123,24 @@ def test_time_left_takes_estimates_and_is_never_less_than_the_longest_trial(
     assert "about 0:51 left" in headline(state, works)
 
 
+def test_time_left_counts_what_trains_together_once(clock: Clock) -> None:
+    shares = [Cell(strategy="share", backbone="resnet18", freeze="frozen", task=task) for task in
+              ("det", "seg")]  # fmt: skip
+    nodes = [node(cell) for cell in shares]
+    state = SweepState(nodes, [Machine(cpus=1, memory=64 * GIB)], clock=clock, mates=Mates())
+    assert state.next() is not None
+    assert len(state.running) == 2
+    works = dict.fromkeys(state.rows, 300.0)
+    clock.now += 6
+    # Nobody knows yet how long an epoch takes: half of the device for each.
+    assert time_left(state.rows.values(), 1, works) == pytest.approx(300.0)
+    for row, seconds in zip(state.running, (2.0, 4.0), strict=True):
+        report(state, row.node.id, 1, 0.25, seconds=seconds, members=2)
+    # 59 epochs of six seconds each.
+    assert time_left(state.rows.values(), 1, works) == pytest.approx(59 * 6)
+    assert time_left(state.rows.values(), 4, works) == pytest.approx(59 * 6)
+
+
 def test_places_are_what_machines_hold_of_the_largest_demand(state: SweepState) -> None:
     demands = [state.demand(name) for name in state.rows]
     assert places(state.machines, demands) == 2
@@ -195,7 +216,9 @@ def test_status_says_state_attempts_score_and_why() -> None:
              "waits_for": [], "why": "the worker\ndied", "reused": "", "why_not": ""},
         ],
         "searches": [{"cell": "d/dual", "name": "d lr", "state": "stopped", "score": 0.1,
-                      "why": "cut at 3", "reused": "study"}],
+                      "why": "cut at 3", "reused": "study", "together": ["b/dual"]},
+                     {"cell": "e/share", "name": "e lr", "state": "running", "score": None,
+                      "why": "", "together": ["f lr", "g lr", "h lr"]}],
         "exit_code": 1,
     }  # fmt: skip
     assert status_text(answer).splitlines() == [
@@ -204,8 +227,9 @@ def test_status_says_state_attempts_score_and_why() -> None:
         "b/dual         waiting                 needs x (failed); not reused: recipe.alpha 3 -> 6",
         "c/dual         failed        3         the worker died",
         "d lr           stopped          0.100  cut at 3; done in an earlier run of this study",
+        "e lr           running                 trains with f lr and 2 more",
         "run by me on here, process 7, since today",
-        "4 trials: 1 done, 1 waiting, 1 failed, 1 stopped",
+        "5 trials: 1 done, 1 waiting, 1 failed, 1 stopped, 1 running",
     ]
     assert status_text({"study": "s", "cells": []}) == "study s: no trials yet"
 

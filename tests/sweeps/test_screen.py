@@ -9,7 +9,11 @@ from rich.console import Console
 
 from sharedenc.spec import BACKBONES as KNOWN
 from sharedenc.spec import Cell
+from sweeps.faults import Rules
 from sweeps.grid_view import ASCII_MARKS, MARKS, tail, wrapped
+from sweeps.mates import Mates
+from sweeps.order import Machine
+from sweeps.resources import GIB
 from sweeps.screen import screen, search_line, share
 from sweeps.state import SweepState
 from tests.sweeps.shown import (
@@ -119,6 +123,29 @@ def test_a_retry_counts_down_and_a_preemption_is_not_charged() -> None:
     assert f"{DET.name}: goes on in 5 s, not charged: " in text
     assert "spot machine taken back" in text
     assert "↻" in next(line for line in text.splitlines() if line.startswith("baseline"))
+
+
+@pytest.mark.parametrize(("width", "height"), SIZES)
+def test_who_trains_together_is_marked(width: int, height: int) -> None:
+    clock = Clock()
+    shares = [node(cell) for cell in cells_of(BACKBONES[:2]) if cell.name.count("share-frozen")]
+    alone = node(Cell(strategy="dual", backbone="densenet121"))
+    machines = [Machine(cpus=5, memory=4096 * GIB)]
+    state = SweepState([*shares, alone], machines, clock=clock, mates=Mates())
+    start(state)
+    assert not any("together" in line for line in shot(state, width, height))
+    state = SweepState(
+        shares, [Machine(cpus=4, memory=4096 * GIB)], clock=clock, mates=Mates(),
+        rules=Rules(max_concurrent=1),
+    )  # fmt: skip
+    start(state)
+    marked = [line for line in shot(state, width, height) if "together 1" in line]
+    assert len(marked) == 2
+    assert {line.split()[0] for line in marked} == {
+        f"{state.running[0].node.cell.backbone}/share-frozen/{task}" for task in ("det", "seg")
+    }
+    state.end(state.running[0].node.id, {"state": "done", "result": {"score": 0.5}})
+    assert not any("together" in line for line in shot(state, width, height))
 
 
 def test_a_search_is_one_line() -> None:

@@ -121,7 +121,7 @@ def test_memory_is_there_for_every_member_and_taken_from_nobody(nodes: list[Node
         return len(members), state.group(members[0]).demand.memory
 
     assert first_group(Machine(cpus=1, memory=2 * GIB)) == (5, GIB + 4 * MEMBER_BYTES)
-    short = 2 * GIB - 1 - MEMBER_BYTES
+    short = GIB + 3 * MEMBER_BYTES - 1
     assert first_group(Machine(cpus=1, memory=short)) == (3, GIB + 2 * MEMBER_BYTES)
     # The second slot's trial keeps its memory.
     assert first_group(Machine(cpus=2, memory=2 * GIB)) == (1, GIB)
