@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from sharedenc.errors import SpecError
+from sharedenc.training.allocator import ENVIRONMENT as ALLOCATOR
 from sweeps.order import Machine
 from sweeps.resources import local_machine
 
@@ -216,6 +217,7 @@ def worker_environment(threads: int) -> dict[str, str]:
     return {
         **RAY_SETTINGS,
         **dict.fromkeys(names, str(threads)),
+        **ALLOCATOR,
         "TUNE_FUNCTION_THREAD_TIMEOUT_S": str(LAST_WORDS_S),
     }
 

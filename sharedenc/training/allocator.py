@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import platform
+import threading
 from collections.abc import Iterator
 
 # Of mallopt(3), from malloc.h.
@@ -18,16 +19,23 @@ NEVER = -1
 # glibc's usual number of mapped blocks, and what its own adaption of the others ends at.
 MAPPED, LARGE_BYTES = 65536, 32 << 20
 
+ENVIRONMENT = {
+    "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_TRIM_THRESHOLD_": str(2**62),
+    "MALLOC_ARENA_MAX": "1",
+}
+"""Does the same for a whole process that starts with it, and for all threads of it."""
+
 
 @contextlib.contextmanager
 def freed_memory_kept() -> Iterator[None]:
     """Keep what is freed within; at the end it goes back, and large blocks are mapped again.
 
-    For the process's first thread: threads that have a heap of their own keep no large blocks. It
-    does nothing without glibc. The process's peak grows by what lies between blocks that are kept.
+    For the process's first thread, since others have heaps that hold no large block: there, and
+    without glibc, it does nothing. The peak grows by what lies between blocks that are kept.
     """
     libc = _glibc()
-    if libc is None:
+    if libc is None or threading.current_thread() is not threading.main_thread():
         yield
         return
     libc.mallopt(M_MMAP_MAX, 0)

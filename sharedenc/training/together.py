@@ -20,6 +20,7 @@ from sharedenc.evaluation.evaluate import SUMMARY, evaluate_members
 from sharedenc.evaluation.taps import TapCache, open_taps
 from sharedenc.tracking import RunHandle
 from sharedenc.training import memory
+from sharedenc.training.allocator import freed_memory_kept
 from sharedenc.training.fusion import fusion_key
 from sharedenc.training.initialise import initial_network
 from sharedenc.training.job import OnEpoch, Outcome, TrialJob, TrialResult, TrialStoppedError
@@ -151,7 +152,7 @@ class _Group:
         if not self._left:
             return
         trial, device = self._left[0].job.trial, self._left[0].job.device
-        with applied(trial.numerics), contextlib.ExitStack() as stack:
+        with applied(trial.numerics), freed_memory_kept(), contextlib.ExitStack() as stack:
             seed_everything(trial.seed)
             memory.reset_peak(device)
             for member in list(self._left):

@@ -13,6 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from sharedenc.training.allocator import ENVIRONMENT
 from sweeps.order import Machine
 from sweeps.ray_session import clean_up, machine, worker_environment
 
@@ -82,6 +83,7 @@ def test_no_credential_is_handed_to_ray(monkeypatch: pytest.MonkeyPatch) -> None
     environment = worker_environment(4)
     assert "hunter2" not in json.dumps(environment)
     assert environment["OMP_NUM_THREADS"] == "4"
+    assert set(ENVIRONMENT) < set(environment)
 
 
 DRIVER = """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import pytest
 from sharedenc.training import allocator
 
 COUNT = """
-import ctypes, torch
+import ctypes, threading, torch
 from sharedenc.training.allocator import freed_memory_kept
 
 NAMES = "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost"
@@ -31,7 +32,17 @@ def resident():
     with open("/proc/self/statm") as file:
         return 4096 * int(file.read().split()[1])
 
+def in_a_thread():
+    with freed_memory_kept():
+        mapped(large)
+        print(mapped(large), int(resident() - start > large // 2))
+
 large, middling = 64 << 20, 20 << 20
+"""
+
+IN_FIRST_THREAD = (
+    COUNT
+    + """
 print(mapped(large))
 start = resident()
 with freed_memory_kept():
@@ -40,13 +51,43 @@ with freed_memory_kept():
 print(int(resident() - start > large // 2))
 print(mapped(large), mapped(middling))
 """
+)
+
+IN_ANOTHER = (
+    COUNT
+    + """
+start = resident()
+thread = threading.Thread(target=in_a_thread)
+thread.start()
+thread.join()
+"""
+)
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="this system has no glibc")
+GLIBC = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="this system has no glibc")
+
+
+@GLIBC
 def test_large_blocks_are_kept_within_and_go_back_after() -> None:
-    said = subprocess.run([sys.executable, "-c", COUNT], check=True, capture_output=True, text=True)
     # Mapped; not mapped, and there after it was freed; gone; mapped again, but none below 32 MB.
-    assert said.stdout.split() == ["1", "0", "1", "0", "1", "0"]
+    assert said(IN_FIRST_THREAD) == ["1", "0", "1", "0", "1", "0"]
+
+
+@GLIBC
+def test_in_another_thread_it_takes_an_environment_that_the_process_starts_with() -> None:
+    assert said(IN_ANOTHER) == ["1", "0"]
+    assert said(IN_ANOTHER, allocator.ENVIRONMENT) == ["0", "1"]
+
+
+def said(code: str, environment: dict[str, str] | None = None) -> list[str]:
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, **(environment or {})},
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    return done.stdout.split()
 
 
 def test_without_glibc_nothing_happens(monkeypatch: pytest.MonkeyPatch) -> None:
