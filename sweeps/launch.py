@@ -239,11 +239,12 @@ class RayLauncher:
         from sweeps.searcher import BracketScheduler, GraphSearcher, Quiet, Watcher
 
         scheduler = BracketScheduler(state, watch.signals.cut)
+        searcher = GraphSearcher(state, payload, watch)
         trainable = make_trainable(self.run_trial, watch.signals.name)
         tuner = tune.Tuner(
             tune.with_resources(trainable, placement),
             tune_config=tune.TuneConfig(
-                search_alg=GraphSearcher(state, payload, watch),
+                search_alg=searcher,
                 scheduler=scheduler,
                 num_samples=-1,
                 reuse_actors=True,
@@ -253,7 +254,10 @@ class RayLauncher:
             run_config=tune.RunConfig(
                 name="tune",
                 storage_path=str(self.storage.resolve()),
-                callbacks=[Watcher(state, watch, watch.lost, scheduler), Quiet()],
+                callbacks=[
+                    Watcher(state, watch, watch.lost, scheduler, searcher.running),
+                    Quiet(),
+                ],
                 progress_reporter=_Silent(),
                 verbose=0,
             ),

@@ -18,6 +18,7 @@ from ray.tune.progress_reporter import TrialProgressCallback
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
+from sweeps.groups import Group
 from sweeps.lost import lost
 from sweeps.state import Row, SweepState
 
@@ -48,7 +49,7 @@ class GraphSearcher(Searcher):  # type: ignore[misc]  # Ray has no types
         self._state = state
         self._payload = payload
         self._beat = beat
-        self._names: dict[str, tuple[str, ...]] = {}
+        self._groups: dict[str, Group] = {}
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         self._beat()
@@ -57,7 +58,7 @@ class GraphSearcher(Searcher):  # type: ignore[misc]  # Ray has no types
             finished: str = Searcher.FINISHED
             return finished if self._state.finished else None
         group = self._state.group(row.node.id)
-        self._names[trial_id] = group.members
+        self._groups[trial_id] = group
         payloads = [self._payload(self._state.rows[name]) for name in group.members]
         return {
             "nodes": list(group.members),
@@ -74,12 +75,15 @@ class GraphSearcher(Searcher):  # type: ignore[misc]  # Ray has no types
         if error:
             return  # `Watcher.on_trial_error` follows, and knows why
         result = result or {}
-        for name in self._names[trial_id]:
-            # All but one have been told as ended by then, and ends are told once.
+        for name in self.running(trial_id):
             if name == result.get("node") and "outcome" in result:
                 self._state.end(name, json.loads(result["outcome"]))
             else:
                 self._state.end(name, lost("its worker ended without a word of it"))
+
+    def running(self, trial_id: str) -> list[str]:
+        """Who runs in one of Tune's trials: one that has failed there may run in another by now."""
+        return list(self._groups[trial_id].running)
 
     def save(self, checkpoint_path: str) -> None:
         Path(checkpoint_path).write_text("")
@@ -144,6 +148,7 @@ class Watcher(Callback):  # type: ignore[misc]
         beat: Called after every step of Tune's.
         lost: Sorts what Ray says of a worker that is gone.
         scheduler: Takes back trials that wait for a machine that is gone.
+        running: Gives the names of what runs in one of Tune's trials, by its id.
     """
 
     def __init__(
@@ -152,11 +157,13 @@ class Watcher(Callback):  # type: ignore[misc]
         beat: Callable[[], None],
         lost: Lost,
         scheduler: BracketScheduler,
+        running: Callable[[str], list[str]],
     ) -> None:
         self._state = state
         self._beat = beat
         self._lost = lost
         self._scheduler = scheduler
+        self._running = running
 
     def on_step_end(self, iteration: int, trials: list[TuneTrial], **info: Any) -> None:
         self._beat()
@@ -171,7 +178,7 @@ class Watcher(Callback):  # type: ignore[misc]
         file = trial.error_file
         trace = Path(file).read_text(errors="replace") if file and Path(file).exists() else ""
         outcome = self._lost(trace, trial.config["machine"])
-        for name in trial.config["nodes"]:
+        for name in self._running(trial.trial_id):
             self._state.end(name, outcome)
 
     def _take_back(self, row: Row, trials: list[TuneTrial]) -> None:
