@@ -15,10 +15,13 @@ from sweeps.room import Room
 class Group:
     """Trials in one process: ``members`` started together, ``running`` have not ended.
 
-    ``started`` is a time of the sweep's clock; ``ends`` are the expected seconds from there to the
-    end of each, ``tails`` those of the longest chain that waits for it.
+    ``key`` numbers the groups of a sweep: a trial that is tried again starts in a new one, maybe
+    while its mates go on in the old one. ``started`` is a time of the sweep's clock; ``ends`` are
+    the expected seconds from there to the end of each, ``tails`` those of the longest chain that
+    waits for it.
     """
 
+    key: int
     members: tuple[str, ...]
     running: list[str]
     machine: Machine
@@ -40,6 +43,7 @@ class Groups:
     def __init__(self, machines: Sequence[Machine]) -> None:
         self.room = Room(machines)
         self._of: dict[str, Group] = {}
+        self._starts = 0
         self._ended_s = 0.0
 
     def __getitem__(self, name: str) -> Group:
@@ -57,10 +61,12 @@ class Groups:
     def start(self, parts: Sequence[Part], place: int, demand: Demand, now: float) -> Group:
         """Put trials on the machine at ``place``."""
         names = [part.id for part in parts]
+        self._starts += 1
         group = Group(
+            key=self._starts,
             members=tuple(names),
             running=names,
-            machine=self.room.take(names[0], place, demand),
+            machine=self.room.take(self._starts, place, demand),
             demand=demand,
             started=now,
             ends=dict(zip(names, fusion.ends(parts), strict=True)),
@@ -74,7 +80,7 @@ class Groups:
         group = self._of.pop(name)
         group.running.remove(name)
         if not group.running:
-            self.room.give(group.members[0])
+            self.room.give(group.key)
             self._ended_s += _device_s(group, now)
         return group
 

@@ -1,4 +1,4 @@
-"""What the machines of a sweep have left, trial by trial."""
+"""What the machines of a sweep have left, start by start."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ class Room:
     """Machines and who occupies them; a machine is known by its id, without one by its place."""
 
     def __init__(self, machines: Sequence[Machine]) -> None:
-        self._taken: dict[str, tuple[str, Demand]] = {}
+        self._taken: dict[int, tuple[str, Demand]] = {}
         self.set(machines)
 
     def set(self, machines: Sequence[Machine]) -> None:
@@ -23,17 +23,17 @@ class Room:
             if key in self._index:
                 self._less(key, demand)
 
-    def take(self, name: str, place: int, demand: Demand) -> Machine:
-        """Put a trial on the machine at ``place``."""
+    def take(self, start: int, place: int, demand: Demand) -> Machine:
+        """Put what starts on the machine at ``place``; ``start`` is its number in the sweep."""
         key = _key(place, self.machines[place])
-        self._taken[name] = (key, demand)
+        self._taken[start] = (key, demand)
         self._less(key, demand)
         return self.machines[place]
 
-    def give(self, name: str) -> None:
-        """A trial has left its machine, which may be gone by now."""
-        if name in self._taken:
-            key, demand = self._taken.pop(name)
+    def give(self, start: int) -> None:
+        """All of a start have left their machine, which may be gone by now."""
+        if start in self._taken:
+            key, demand = self._taken.pop(start)
             if key in self._index:
                 back = Demand(cpus=-demand.cpus, gpus=-demand.gpus, memory=-demand.memory)
                 self._less(key, back)

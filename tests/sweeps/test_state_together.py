@@ -11,7 +11,9 @@ import pytest
 from sharedenc.spec import Trial
 from sweeps.events import EventLog, read_events
 from sweeps.faults import Rules
+from sweeps.fusion import Part
 from sweeps.graph import Facts, Node, Resolver, expand
+from sweeps.groups import Groups
 from sweeps.mates import Mates, likely_keys
 from sweeps.order import Demand, Machine
 from sweeps.replay import replay
@@ -190,6 +192,22 @@ def test_after_a_fault_of_all_each_is_tried_alone(
     assert {row.state for row in state.rows.values()} == {"done"}
     # Nobody knows yet that one of them alone needs more than a slot.
     assert state.demand(members[1]) == demand
+
+
+@pytest.mark.parametrize("order", [["lead", "mate"], ["mate", "lead"]])
+def test_a_place_is_free_when_those_who_took_it_have_left(order: list[str]) -> None:
+    groups = Groups([Machine(cpus=1, id=name) for name in ("m1", "m2")])
+    lead, mate = Part(id="lead", work=1.0), Part(id="mate", work=1.0)
+    groups.start([lead, mate], 0, Demand(cpus=1), 0.0)
+    groups.leave("lead", 1.0)
+    groups.start([lead], 1, Demand(cpus=1), 2.0)  # tried again while its mate goes on
+    taken = {"mate": "m1", "lead": "m2"}
+    for name in order:
+        assert groups[name].machine.id == taken.pop(name)
+        groups.leave(name, 3.0)
+        free = {machine.id: machine.cpus for machine in groups.room.free}
+        assert free == {name: float(name not in taken.values()) for name in ("m1", "m2")}
+    assert groups.device_s(9.0) == 3.0 + 1.0
 
 
 def test_out_of_memory_alone_is_still_tried_with_a_whole_machine(nodes: list[Node]) -> None:
