@@ -50,14 +50,16 @@ def encode(boxes: Tensor, anchors: Tensor) -> Tensor:
     """
     centre, size = _centres_sizes(boxes)
     anchor_centre, anchor_size = _centres_sizes(anchors)
-    offsets = torch.cat(
-        ((centre - anchor_centre) / anchor_size, torch.log(size / anchor_size)), dim=-1
-    )
-    return offsets * offsets.new_tensor(WEIGHTS)
+    # By plain numbers: a GPU waits for a tensor that is made from them, and a step must not.
+    of_centre, of_size = WEIGHTS[0], WEIGHTS[2]
+    offset = (centre - anchor_centre) / anchor_size * of_centre
+    return torch.cat((offset, torch.log(size / anchor_size) * of_size), dim=-1)
 
 
 def decode_boxes(bbox_regression: Tensor, anchors: Tensor) -> Tensor:
     """Boxes ``[..., A, 4]`` xyxy px from offsets ``[..., A, 4]`` and anchors ``[A, 4]``."""
+    # A GPU divides by a plain number as by its reciprocal, which rounds differently; scoring waits
+    # for the GPU anyway.
     offsets = bbox_regression / bbox_regression.new_tensor(WEIGHTS)
     anchor_centre, anchor_size = _centres_sizes(anchors)
     centre = offsets[..., :2] * anchor_size + anchor_centre

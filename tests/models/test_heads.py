@@ -15,7 +15,8 @@ from torchvision.models.detection.ssd import SSD
 from torchvision.models.segmentation import LRASPP
 
 from sharedenc.errors import SpecError
-from sharedenc.models.boxes import decode_boxes, encode, postprocess
+from sharedenc.models import boxes as boxes_module
+from sharedenc.models.boxes import WEIGHTS, decode_boxes, encode, postprocess
 from sharedenc.models.detection_head import DetectionHead
 from sharedenc.models.segmentation_head import SegmentationHead
 from sharedenc.spec import Recipe
@@ -94,6 +95,32 @@ def test_coding_equals_torchvisions_and_returns() -> None:
     torch.testing.assert_close(
         decode_boxes(wild, anchors), coder.decode_single(wild, anchors), rtol=1e-5, atol=1e-2
     )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_coding_has_the_bits_of_the_weights_as_a_tensor(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    anchors = DetectionHead(16, 24, 5).anchors(96).to(dtype)
+    boxes = random_boxes(len(anchors), 96).to(dtype)
+    ours = encode(boxes, anchors)
+    x, y, width, height = WEIGHTS
+    assert (x, width) == (y, height)
+    monkeypatch.setattr(boxes_module, "WEIGHTS", (1.0, 1.0, 1.0, 1.0))
+    assert torch.equal(ours, encode(boxes, anchors) * torch.tensor(WEIGHTS, dtype=dtype))
+
+
+def test_coding_makes_no_tensor_from_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU such a tensor is a copy that the host waits for."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("a tensor was made from numbers")
+
+    anchors = DetectionHead(16, 24, 5).anchors(96)
+    boxes = random_boxes(len(anchors), 96)
+    for owner, name in ((Tensor, "new_tensor"), (torch, "tensor"), (torch, "as_tensor")):
+        monkeypatch.setattr(owner, name, refuse)
+    assert encode(boxes, anchors).shape == boxes.shape
 
 
 def test_detections_equal_torchvisions() -> None:
