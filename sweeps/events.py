@@ -53,9 +53,10 @@ class EventLog:
             **more,
         )
 
-    def machines(self, machines: Sequence[Machine]) -> None:
-        """What there is to run on from now on."""
-        self.write("machines", machines=[asdict(machine) for machine in machines])
+    def machines(self, machines: Sequence[Machine], *, elastic: bool = False) -> None:
+        """What there is to run on from now on; ``elastic``: there may be more later."""
+        listed = [asdict(machine) for machine in machines]
+        self.write("machines", machines=listed, elastic=elastic)
 
     def withheld(self, reasons: Mapping[str, str]) -> None:
         """Trials that may not start from now on, with what they wait for; all others may."""

@@ -27,7 +27,8 @@ class Rules:
         machine_attempts: Starts of a trial that machine faults may use up, in one invocation.
         backoff_s, backoff_max_s: Wait before the next try; it doubles with every fault.
         preemptions: Most preemptions of a trial; they are never charged.
-        machine_wait_s: How long trials wait for a machine that could hold them, when nothing runs.
+        machine_wait_s: How long trials wait for a machine that could hold them, when nothing runs;
+            and for how long a cluster that can grow is expected to, before trials share more of it.
         max_concurrent: Most trials at once; None for as many as fit.
         max_gpu_hours: Device hours (on machines without GPUs: trial hours) after which nothing
             more is started.

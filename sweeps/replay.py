@@ -124,6 +124,7 @@ def _state(
         listed = [event["machines"] for event in events if event["event"] == "machines"]
         machines = [Machine(**values) for values in listed[0]] if listed else []
     clock = _Clock()
+    elastic = any(event.get("elastic") for event in events if event["event"] == "machines")
     state = SweepState(
         nodes,
         machines,
@@ -133,6 +134,7 @@ def _state(
         listener=listener,
         estimates=estimates,
         clock=clock,
+        elastic=elastic,
         mates=mates,
     )
     state.begin()

@@ -18,6 +18,7 @@ from sweeps.demands import Demands, words
 from sweeps.faults import Faults, HoldBack, Rules, smaller_batch
 from sweeps.fusion import Load, Part, alone_s, gather, shared_part
 from sweeps.groups import Group, Groups, slots
+from sweeps.growth import Growth
 from sweeps.mates import part
 from sweeps.order import Demand, Frontier, Job, Machine, plan
 from sweeps.rows import (
@@ -62,7 +63,8 @@ class SweepState:
         log: Gets every event.
         estimates: Learns durations while the sweep runs.
         clock: Seconds; a virtual one in simulations.
-        elastic: The cluster can grow: machines that no trial fits are no error.
+        elastic: The cluster can grow: machines that no trial fits are no error, and trials do not
+            train together for want of machines that may be about to come.
         mates: Says which trials could train together; None: each trains alone.
     """
 
@@ -116,6 +118,7 @@ class SweepState:
         self._groups = Groups(machines)
         self._room = self._groups.room
         self._lonely_since = math.nan
+        self._growth = Growth(elastic, self.rules.machine_wait_s, clock)
         self._fit(strict=False)
 
     # What a launcher and a display ask.
@@ -185,7 +188,7 @@ class SweepState:
             return
         self._begun = True
         if self._log is not None:
-            self._log.machines(self.machines)
+            self._log.machines(self.machines, elastic=self.elastic)
         for row in self.rows.values():
             if row.trial is not None and row.state == "waiting":
                 self._take_over(row)
@@ -195,6 +198,7 @@ class SweepState:
         self._settle_ready()
         # What is done already, and needed a larger machine, is no reason to refuse these.
         self._fit(strict=not self.elastic)
+        self._look_for_growth()
 
     def next(self) -> Row | None:
         """Start the most urgent trial that may run and fits; None when there is none now.
@@ -275,6 +279,7 @@ class SweepState:
         else:
             self._fault(row, outcome)
         self._settle_ready()
+        self._look_for_growth()
 
     def drain(self, reason: str) -> None:
         """Start nothing more; the launcher tells what runs to save and stop."""
@@ -294,6 +299,7 @@ class SweepState:
             return
         self._withheld = dict(reasons)
         self._nothing_until = -math.inf
+        self._look_for_growth()
         if self._log is not None:
             self._log.withheld(reasons)
 
@@ -309,8 +315,9 @@ class SweepState:
         self._room.set(machines)
         self._nothing_until = -math.inf
         self._fit(strict=False)  # others may come
+        self._look_for_growth(changed=True)
         if self._log is not None:
-            self._log.machines(machines)
+            self._log.machines(machines, elastic=self.elastic)
 
     def waiting_for(self, name: str) -> str:
         """What a waiting trial waits for, and why; empty for any other."""
@@ -401,11 +408,15 @@ class SweepState:
         """What is still to be done, everything that waits alone."""
         running = self._groups.left(self.clock())
         demands = {self._demands[job.id] for job in candidates}
+        places = slots(self.machines, demands, self.rules.max_concurrent)
+        free_s = min((left for left, _ in running), default=math.inf)
+        if self._growth.expected:
+            places, free_s = max(places, len(self.wanted)), 0.0
         return Load(
             work_s=self._frontier.left_s + sum(left for left, _ in running),
             chain_s=max([self._frontier.longest_s, *(chain for _, chain in running)]),
-            slots=slots(self.machines, demands, self.rules.max_concurrent),
-            free_s=min((left for left, _ in running), default=math.inf),
+            slots=places,
+            free_s=free_s,
         )
 
     def _start(self, parts: Sequence[Part], place: int) -> Row:
@@ -430,6 +441,7 @@ class SweepState:
             row = self.rows[name]
             more = {"together": list(row.together)} if row.together else {}
             self._tell("start", row, machine=row.machine, demand=vars(demand), **more)
+        self._look_for_growth()
         return self.rows[names[0]]
 
     def _fault(self, row: Row, outcome: Mapping[str, Any]) -> None:
@@ -607,6 +619,20 @@ class SweepState:
         for name in stuck:
             why = f"no machine with {words(self._demands[name])} is left"
             self._close(self.rows[name], "skipped", why)
+
+    def _look_for_growth(self, *, changed: bool = False) -> None:
+        """Note whether a cluster that can grow has a reason to; at events that a log has."""
+        if self._mates is None or not self._growth.can_grow:
+            return
+        held, most = self._hold.held, self.rules.max_concurrent
+        wanted = [group.demand for group in self._groups.all] + [
+            self._demands[job.id]
+            for job in self._frontier.ready
+            if job.id not in self._withheld and self.rows[job.id].kind_of_trial not in held
+        ]
+        self._growth.look(
+            len(wanted[:most]), slots(self.machines, set(wanted), most), changed=changed
+        )
 
     def _fit(self, *, strict: bool) -> None:
         """Fit the demands of what has not started to the machines there are."""

@@ -131,6 +131,68 @@ def test_memory_is_there_for_every_member_and_taken_from_nobody(nodes: list[Node
     assert len(start(sweep(narrow, Machine(cpus=1, memory=8 * GIB)))) == 2
 
 
+# A cluster that can grow.
+
+
+def growing(nodes: list[Node], clock: Clock, **more: Any) -> SweepState:
+    equal = [replace(node, work=node.work if node.work > 1e4 else 3600.0) for node in nodes]
+    rules = Rules(machine_wait_s=900.0, **more)
+    return sweep(equal, machines(1)[0], elastic=True, rules=rules, clock=clock)
+
+
+def machines(count: int) -> list[Machine]:
+    return [Machine(cpus=1, memory=8 * GIB, id=f"m{number}") for number in range(count)]
+
+
+def test_machines_that_can_come_are_asked_for_before_trials_share_one(nodes: list[Node]) -> None:
+    clock = Clock()
+    state = growing(nodes, clock)
+    assert len(start(state)) == 1
+    assert len(state.wanted) == 5
+    clock.now += 300
+    state.set_machines(machines(3))
+    assert [len(start(state)) for _ in range(2)] == [1, 1]
+    clock.now += 600  # of which the last machines are 600 old: others are still expected
+    state.end(state.running[0].node.id, DONE)
+    assert len(start(state)) == 1
+    assert len(state.wanted) == 4
+
+
+def test_machines_that_do_not_come_are_not_waited_for(nodes: list[Node]) -> None:
+    clock = Clock()
+    state = growing(nodes, clock)
+    (first,) = start(state)
+    clock.now += 900
+    state.end(first, DONE)
+    assert len(start(state)) == 4
+
+
+def test_what_is_wanted_later_is_waited_for_again(nodes: list[Node]) -> None:
+    clock = Clock()
+    state = growing(nodes, clock)
+    state.withhold({node.id: "another sweep trains it" for node in nodes[1:]})
+    assert start(state) == [nodes[0].id]
+    clock.now += 3600  # one machine for one trial
+    state.withhold({})
+    state.end(nodes[0].id, DONE)
+    assert len(start(state)) == 1
+
+
+def test_no_more_come_than_may_run_at_once(nodes: list[Node]) -> None:
+    state = growing(nodes, Clock(), max_concurrent=1)
+    assert len(start(state)) == 5
+
+
+def test_trials_that_hold_nothing_up_share_a_machine_all_the_same(
+    nodes: list[Node], make_nodes: MakeNodes
+) -> None:
+    (long,) = make_nodes(only=("densenet121/baseline/det",))
+    state = growing([replace(long, work=1e5), *nodes], Clock())
+    assert start(state) == [long.id]
+    state.set_machines(machines(2))
+    assert len(start(state)) == 5
+
+
 # Ends.
 
 
@@ -339,6 +401,25 @@ def test_a_recorded_sweep_with_groups_is_decided_the_same_way(
     assert other.difference is not None
     assert " + " in other.difference.recorded[0]
     assert " + " not in other.difference.chosen[0]
+
+
+def test_a_recorded_sweep_of_a_growing_cluster_is_decided_the_same_way(
+    nodes: list[Node], tmp_path: Path
+) -> None:
+    clock = Clock()
+    nodes = [replace(node, work=3600.0) for node in nodes]
+    log = EventLog(tmp_path / "events.jsonl", clock=clock)
+    state = sweep(nodes, machines(1)[0], elastic=True, log=log, clock=clock)
+    for seconds in (600, 600, 600):
+        start(state)
+        clock.now += seconds
+        for row in state.running:
+            state.end(row.node.id, DONE)
+    assert state.finished
+    log.close()
+    events = read_events(log.path)
+    assert [len(e.get("together", "1")) for e in events if e["event"] == "start"] == [1, 1, 3, 3, 3]
+    assert replay(nodes, events, mates=Mates()).agrees
 
 
 # Searches.
