@@ -1,9 +1,10 @@
 """What a frozen encoder makes of a validation set, kept on disk: computed once, not every epoch.
 
-Exact: maps come back with the bits, type and memory layout that they were made with, so that a
-score with them is the score without. Below the cache folder each encoder and set has a folder of
-its own, named by its key, with one file per batch and map; what does not fit into the budget is
-computed as before.
+Maps come back with the bits, type and memory layout that they were made with. On a CPU a score with
+them is therefore the score without, to the bit; on a GPU, which may add in another order each time,
+the two are as near as two runs are. Below the cache folder each encoder and set has a folder of its
+own, named by its key, with one file per batch and map; what does not fit into the budget is
+computed as before, and so is everything once the folder fails.
 """
 
 from __future__ import annotations
@@ -15,10 +16,12 @@ import inspect
 import json
 import logging
 import os
+import re
 import shutil
 import time
 from collections.abc import Mapping, Sequence
 from functools import partial
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,7 +34,7 @@ from sharedenc.data.packed import cache_dir
 from sharedenc.evaluation.tap_file import DTYPES, DamagedTapError, dump, is_dense, load
 from sharedenc.files import PART, locked
 from sharedenc.models.encoders import Encoder, Level
-from sharedenc.spec import COMPONENTS, Numerics, Recipe
+from sharedenc.spec import BACKBONES, COMPONENTS, Numerics, Recipe
 from sharedenc.training.device import device_name
 
 if TYPE_CHECKING:
@@ -69,13 +72,15 @@ def open_taps(
         folder: Instead of ``taps`` in the cache folder (`cache_dir`).
 
     Returns:
-        None without a budget, for an encoder that changes in training, and where the folder cannot
-        be written.
+        None without a budget, for an encoder that changes in training, and where its code cannot be
+        read or the folder cannot be written.
     """
     if budget_bytes <= 0 or encoder.trains or not encoder.stays_in_eval:
         return None
-    key = taps_key(encoder, pack=pack, split=split, recipe=recipe, numerics=numerics, device=device)
     try:
+        key = taps_key(
+            encoder, pack=pack, split=split, recipe=recipe, numerics=numerics, device=device
+        )
         return TapCache(folder or cache_dir() / "taps", budget_bytes, key)
     except OSError as error:
         log.warning("no frozen maps are kept: %s", error)
@@ -91,15 +96,22 @@ def taps_key(
     numerics: Numerics,
     device: str,
 ) -> str:
-    """Digest of all that decides an encoder's maps of a split, to the bit: 64 hexadecimal digits.
+    """Digest of all that decides an encoder's maps of a split: 64 hexadecimal digits.
 
-    The encoder's values and code, the pictures and what is done to them, the grouping into batches,
-    and the libraries, processor and threads that compute.
+    The encoder's backbone, values, settings and code, the pictures and what is done to them, the
+    grouping into batches, and the libraries, processor and threads that compute.
+
+    Raises:
+        OSError: the encoder's code cannot be read.
     """
     digest = hashlib.sha256()
     source = inspect.getsourcefile(type(encoder))
+    backbone = BACKBONES.get(encoder.registered_as)
     content = {
+        "backbone": encoder.registered_as,
+        "plugin": "" if backbone is None else backbone.digest,
         "encoder": type(encoder).__qualname__,
+        "modules": hashlib.sha256(_described(encoder).encode()).hexdigest(),
         "code": None if source is None else hashlib.sha256(Path(source).read_bytes()).hexdigest(),
         "components": {name: COMPONENTS[name] for name in ("data", "transforms", "encoder")},
         "data": pack.digest,
@@ -110,7 +122,7 @@ def taps_key(
         "device": device_name(device),
         "vector": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
-        "libraries": [torch.__version__, torchvision.__version__, cv2.__version__],
+        "libraries": [torch.__version__, torchvision.__version__, cv2.__version__, _timm_version()],
     }
     digest.update(json.dumps(content, sort_keys=True).encode())
     for name, tensor in sorted(encoder.state_dict().items()):
@@ -120,12 +132,27 @@ def taps_key(
     return digest.hexdigest()
 
 
+def _described(encoder: Encoder) -> str:
+    """The encoder's modules with their settings, which a state dict does not say."""
+    # Where an object lies in memory is another place in each process.
+    return re.sub(r" at 0x[0-9a-fA-F]+", "", repr(encoder))
+
+
+def _timm_version() -> str | None:
+    """The version of timm, which plugins take backbones from; None where it is not installed."""
+    try:
+        return metadata.version("timm")
+    except metadata.PackageNotFoundError:
+        return None
+
+
 class TapCache:
     """The maps of one encoder on one split, by number of the batch.
 
     Processes may share a folder: one of those with the same key writes, all read, and what is open
     is not removed. A process that is killed leaves whole files, and at most one part of a file that
     the next writer replaces. To make room, whole keys go, the one first that was used least lately.
+    Once open, a folder that fails costs maps and a warning, never the trial.
 
     Args:
         folder: Of all keys; it is made.
@@ -145,11 +172,15 @@ class TapCache:
         self._use: int | None = None
         self._writer: int | None = None
         folder.mkdir(parents=True, exist_ok=True)
-        with locked(folder / FOLDER_LOCK):
-            self._own.mkdir(exist_ok=True)
-            self._use = _open(self._own / IN_USE)
-            fcntl.flock(self._use, fcntl.LOCK_SH)
-            os.utime(self._use)
+        try:
+            with locked(folder / FOLDER_LOCK):
+                self._own.mkdir(exist_ok=True)
+                self._use = _open(self._own / IN_USE)
+                fcntl.flock(self._use, fcntl.LOCK_SH)
+                os.utime(self._use)
+        except OSError:
+            self.close()
+            raise
 
     def __enter__(self) -> TapCache:
         return self
@@ -171,12 +202,16 @@ class TapCache:
 
         None where reading has taken longer than computing the same maps had.
         """
-        if self._read_s > self._made_s:
+        if self._is_slow:
             return frozenset()
-        found = [
-            {int(path.stem.split("-")[0]) for path in self._own.glob(f"*-{level}{TAP}")}
-            for level in levels
-        ]
+        try:
+            found = [
+                {int(path.stem.split("-")[0]) for path in self._own.glob(f"*-{level}{TAP}")}
+                for level in levels
+            ]
+        except OSError as error:
+            log.warning("frozen maps are computed anew: %s", error)
+            return frozenset()
         return frozenset(set.intersection(*found)) if found else frozenset()
 
     def read(self, number: int, levels: Sequence[Level]) -> dict[Level, Tensor]:
@@ -194,7 +229,7 @@ class TapCache:
                 maps[level], made_s = load(path, partial(self._buffer, level))
             except DamagedTapError as error:
                 log.warning("frozen maps are computed anew: %s", error)
-                with locked(self._folder / FOLDER_LOCK), contextlib.suppress(FileNotFoundError):
+                with contextlib.suppress(OSError), locked(self._folder / FOLDER_LOCK):
                     path.replace(path.with_suffix(DAMAGED))
                 raise
         self._made_s += made_s
@@ -206,28 +241,47 @@ class TapCache:
     ) -> None:
         """Keep a batch's maps of ``levels``, if there is room and nobody else writes them.
 
+        Nothing more is written once the disk has failed or reading is slower than computing.
+
         Args:
             seconds: What making all of them took.
         """
-        if self._full or not self._may_write():
+        if self._full or self._is_slow:
             return
         try:
+            if not self._may_write():
+                return
             for level in levels:
-                path, tensor = self._path(number, level), maps[level].cpu()
+                path, tensor = self._path(number, level), maps[level]
                 if path.exists() or not is_dense(tensor) or tensor.dtype not in DTYPES.values():
                     continue
-                pieces = dump(tensor, seconds)
-                with locked(self._folder / FOLDER_LOCK):
-                    self._full = not self._make_room(sum(len(piece) for piece in pieces))
-                    if self._full:
-                        return
-                    part = path.with_suffix(PART)
-                    with part.open("wb") as file:
-                        file.writelines(pieces)
-                    part.replace(path)
+                self._full = not self._store(path, dump(tensor.cpu(), seconds))
+                if self._full:
+                    return
         except OSError as error:
             log.warning("no more frozen maps are kept: %s", error)
             self._full = True
+
+    def _store(self, path: Path, pieces: Sequence[bytes | memoryview]) -> bool:
+        """Write a file as a whole; False if there is no room for it."""
+        with locked(self._folder / FOLDER_LOCK):
+            if not self._make_room(sum(len(piece) for piece in pieces)):
+                return False
+            part = path.with_suffix(PART)
+            try:
+                with part.open("wb") as file:
+                    file.writelines(pieces)
+                part.replace(path)
+            except OSError:
+                with contextlib.suppress(OSError):
+                    part.unlink()
+                raise
+        return True
+
+    @property
+    def _is_slow(self) -> bool:
+        """Whether reading has taken longer than computing the same maps had."""
+        return self._read_s > self._made_s
 
     def _path(self, number: int, level: Level) -> Path:
         return self._own / f"{number:06d}-{level}{TAP}"
@@ -244,9 +298,11 @@ class TapCache:
             descriptor = _open(self._own / WRITER)
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+            except OSError as error:
                 os.close(descriptor)
-                return False
+                if isinstance(error, BlockingIOError):
+                    return False
+                raise
             self._writer = descriptor
         return True
 

@@ -36,9 +36,11 @@ class Encoder(nn.Module):
 
     ``forward`` takes normalised images ``[B, 3, H, W]`` (H and W multiples of the largest stride)
     and returns ``{"low", "mid", "high"}``, each ``[B, channels, H / stride, W / stride]``.
+    ``registered_as`` is the backbone's name; empty for one that `build_encoder` has not made.
     """
 
     feature_maps: ClassVar[dict[Level, FeatureMap]]
+    registered_as = ""
 
     def __init__(self) -> None:
         super().__init__()
@@ -199,7 +201,9 @@ def build_encoder(name: str) -> Encoder:
         SpecError: no backbone has this name.
     """
     check_choice("backbone", name, ENCODERS)
-    return ENCODERS[name]()
+    encoder = ENCODERS[name]()
+    encoder.registered_as = name
+    return encoder
 
 
 def batch_norms(module: nn.Module) -> dict[str, nn.BatchNorm2d]:

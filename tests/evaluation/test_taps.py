@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,10 +25,10 @@ from sharedenc.evaluation.evaluate import READ, evaluate_members, evaluate_netwo
 from sharedenc.evaluation.tap_file import DamagedTapError, dump, is_dense, load
 from sharedenc.evaluation.taps import DAMAGED, TapCache, open_taps, taps_key
 from sharedenc.models.build import build_network
-from sharedenc.models.encoders import LEVELS
+from sharedenc.models.encoders import ENCODERS, LEVELS, ResNet18Encoder
 from sharedenc.models.freeze import apply_freeze
 from sharedenc.models.network import Network
-from sharedenc.spec import Recipe, Task
+from sharedenc.spec import BACKBONES, BackboneInfo, Recipe, Task
 from sharedenc.training.numerics import place
 from tests.evaluation.one_thread import CPU
 
@@ -247,6 +249,43 @@ def test_the_key_says_everything_that_decides_the_maps(tiny_pack: PackedDataset)
     assert key() == first
 
 
+class Settable(ResNet18Encoder):
+    """One class for many backbones; neither setting is in its state dict."""
+
+    def __init__(self, *, dilation: int = 1, scale: float = 1.0) -> None:
+        super().__init__()
+        self.body.conv1.dilation = (dilation, dilation)
+        self.scale = scale
+        # What many plugins hold: it shows its address, which says nothing of the maps.
+        self.body.relu.extra_repr = object().__repr__
+
+
+def test_two_encoders_of_one_class_that_differ_in_a_setting_have_keys_of_their_own(
+    tiny_pack: PackedDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def key(name: str, digest: str = "", **settings: Any) -> str:
+        monkeypatch.setitem(ENCODERS, name, lambda: Settable(**settings))
+        monkeypatch.setitem(BACKBONES, name, BackboneInfo(name, None, "mine.py", digest))
+        network = build_network(name, ("det",), 2, seed=0)
+        apply_freeze(network.encoder, "frozen")
+        return taps_key(
+            network.encoder,
+            pack=tiny_pack,
+            split="val",
+            recipe=RECIPE,
+            numerics=CPU,
+            device="cpu",
+        )
+
+    first = key("one")
+    assert key("one") == first
+    # Each differs from the first in one thing: what is printed, the name, the plugin, timm.
+    others = [key("one", dilation=2), key("two", scale=2.0), key("one", digest="ab")]
+    monkeypatch.setattr(module.metadata, "version", lambda name: f"{name} 9")
+    others.append(key("one"))
+    assert len({first, *others}) == 5
+
+
 def test_taps_are_for_encoders_that_stay_as_they_are(
     tiny_pack: PackedDataset, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -341,6 +380,111 @@ def test_reading_that_takes_longer_than_computing_ends(tmp_path: Path) -> None:
 def test_maps_with_gaps_in_memory_are_not_kept(tmp_path: Path) -> None:
     with TapCache(tmp_path, PLENTY, "a") as cache:
         cache.write(0, {"high": torch.zeros(4, 8)[:, ::2]}, ["high"], 1.0)
+        assert cache.stored(["high"]) == set()
+
+
+def test_a_gpus_maps_are_not_fetched_when_they_are_there_or_not_wanted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fetched = []
+    monkeypatch.setattr(Tensor, "cpu", lambda tensor: fetched.append(1) or tensor)
+    with TapCache(tmp_path, PLENTY, "a") as cache:
+        for _ in range(2):
+            cache.write(0, {"high": KB}, ["high"], 0.0)
+            assert len(fetched) == 1
+        cache.write(1, {"high": torch.zeros(4, 8)[:, ::2]}, ["high"], 0.0)
+        cache.read(0, ["high"])  # which is slower than 0 s
+        cache.write(1, {"high": KB}, ["high"], 1.0)
+        assert len(fetched) == 1
+
+
+def failing(number: int) -> Any:
+    def fail(*_: object, **__: object) -> Any:
+        raise OSError(number, os.strerror(number))
+
+    return fail
+
+
+def test_a_folder_that_is_removed_costs_maps_and_not_the_trial(
+    tiny_pack: PackedDataset, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    network = frozen(tiny_pack, ("det",))
+    with opened(network, tiny_pack, tmp_path / "taps") as taps:
+        expected = scores(network, tiny_pack, taps)
+        assert taps is not None
+        (own,) = (path for path in (tmp_path / "taps").iterdir() if path.is_dir())
+        shutil.rmtree(own)
+        assert scores(network, tiny_pack, taps) == expected
+        assert caplog.text.count("no more frozen maps are kept") == 1
+    caplog.clear()
+    with opened(network, tiny_pack, tmp_path / "taps") as taps:
+        assert scores(network, tiny_pack, taps) == expected
+        assert taps is not None
+        # It goes while maps are read, with the lock of all keys.
+        there = taps.stored(["mid", "high"])
+        shutil.rmtree(tmp_path / "taps")
+        with pytest.raises(DamagedTapError):
+            taps.read(min(there), ["mid", "high"])
+        assert scores(network, tiny_pack, taps) == expected
+    assert not (tmp_path / "taps").exists()
+
+
+def test_before_anything_was_written_a_folder_may_go_as_well(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with TapCache(tmp_path / "taps", PLENTY, "a") as cache:
+        shutil.rmtree(tmp_path / "taps")
+        for number in range(3):
+            cache.write(number, {"high": KB}, ["high"], 1.0)
+        assert cache.stored(["high"]) == set()
+    assert caplog.text.count("no more frozen maps are kept") == 1
+
+
+def test_a_folder_that_becomes_read_only_is_still_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    fill(tmp_path, "a", PLENTY).close()
+    with TapCache(tmp_path, PLENTY, "a") as cache:
+        # Permissions do not hold root, who runs some of these tests.
+        for name in ("_open", "locked"):
+            monkeypatch.setattr(module, name, failing(errno.EROFS))
+        for number in range(1, 4):
+            cache.write(number, {"high": KB}, ["high"], 1.0)
+        assert caplog.text.count("no more frozen maps are kept") == 1
+        assert cache.stored(["high"]) == {0}
+        assert same(cache.read(0, ["high"])["high"], KB)
+        (tmp_path / "a" / "000000-high.tap").write_bytes(b"cut")
+        with pytest.raises(DamagedTapError):
+            cache.read(0, ["high"])
+    with pytest.raises(OSError, match="Read-only"):
+        TapCache(tmp_path, PLENTY, "a")
+
+
+def test_a_disk_that_fills_up_leaves_no_part_of_a_file_and_is_tried_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with fill(tmp_path, "a", PLENTY) as cache:
+        tries = []
+
+        def full(path: Path, *_: object) -> Path:
+            tries.append(path)
+            assert path.suffix == ".part"
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        monkeypatch.setattr(Path, "replace", full)
+        for number in range(1, 4):
+            cache.write(number, {"high": KB}, ["high"], 1.0)
+        assert len(tries) == 1
+        assert not list(tmp_path.glob("*/*.part"))
+        assert cache.stored(["high"]) == {0}
+    assert caplog.text.count("No space left on device") == 1
+
+
+def test_files_that_cannot_be_listed_are_computed_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with fill(tmp_path, "a", PLENTY) as cache:
+        monkeypatch.setattr(Path, "glob", failing(errno.EMFILE))
         assert cache.stored(["high"]) == set()
 
 
