@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import torch
 
 from sharedenc.data.batch import Batch
 
+Begun = TypeVar("Begun")
 
-class Copier(Protocol):
+
+class Copier(Protocol[Begun]):
     """How a batch gets to a device: begun early, waited for late."""
 
-    def begin(self, batch: Batch) -> Batch:
-        """Begin to copy; what comes back may not be read before `wait`."""
+    def begin(self, batch: Batch) -> Begun:
+        """Begin to copy; what comes back is for `wait`."""
         ...
 
-    def wait(self, batch: Batch) -> Batch:
-        """The same batch, which everything that is started from now on may read."""
+    def wait(self, begun: Begun) -> Batch:
+        """The batch, which everything that is started from now on may read."""
         ...
 
 
@@ -32,9 +34,9 @@ def on_device(batches: Iterable[Batch], device: torch.device | str) -> Iterator[
     return ahead(batches, CudaCopier(torch.device(device)))
 
 
-def ahead(batches: Iterable[Batch], copier: Copier) -> Iterator[Batch]:
+def ahead(batches: Iterable[Batch], copier: Copier[Begun]) -> Iterator[Batch]:
     """Give each batch once the copy of the next one has begun."""
-    begun: Batch | None = None
+    begun: Begun | None = None
     for batch in batches:
         following = copier.begin(batch)
         if begun is not None:
@@ -54,15 +56,18 @@ class CudaCopier:
         self._device = device
         self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
-    def begin(self, batch: Batch) -> Batch:
-        """Start the batch's copy."""
+    def begin(self, batch: Batch) -> tuple[Batch, torch.cuda.Event]:
+        """Start the batch's copy; the event is when it has ended."""
         with torch.cuda.stream(self._stream):
-            return batch.to(self._device, non_blocking=True)
+            copied = batch.to(self._device, non_blocking=True)
+        return copied, self._stream.record_event()
 
-    def wait(self, batch: Batch) -> Batch:
+    def wait(self, begun: tuple[Batch, torch.cuda.Event]) -> Batch:
         """Let the step's stream wait for the copy, and keep the memory until it has used it."""
+        batch, copied = begun
         current = torch.cuda.current_stream(self._device)
-        current.wait_stream(self._stream)
+        # Not for the stream: that copies the next batch by now.
+        current.wait_event(copied)
         masks = [] if batch.masks is None else [batch.masks]
         for tensor in (batch.images, *batch.boxes, *batch.labels, *masks):
             tensor.record_stream(current)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 
 import pytest
 import torch
 
 from sharedenc.data.batch import Batch
-from sharedenc.training.prefetch import ahead, on_device
+from sharedenc.training.prefetch import CudaCopier, ahead, on_device
 
 
 def make(number: int) -> Batch:
@@ -67,6 +68,41 @@ def test_an_error_of_the_loader_comes_through_when_it_is_met() -> None:
     assert next(seen).image_ids == [0]
     with pytest.raises(OSError, match="photo gone"):
         next(seen)
+
+
+class FakeStream:
+    """Writes down what is asked of it, under its name."""
+
+    def __init__(self, name: str, said: list[str]) -> None:
+        self.name, self.said, self.events = name, said, 0
+
+    def record_event(self) -> str:
+        self.events += 1
+        self.said.append(f"{self.name} records {self.events}")
+        return f"{self.name} {self.events}"
+
+    def wait_event(self, event: str) -> None:
+        self.said.append(f"{self.name} waits for {event}")
+
+
+def test_a_step_waits_for_its_own_copy_and_not_for_the_next_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    said: list[str] = []
+    step, copying = FakeStream("step", said), FakeStream("copy", said)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda _: copying)
+    monkeypatch.setattr(torch.cuda, "stream", lambda _: nullcontext())
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda _: step)
+    kept: list[object] = []
+    monkeypatch.setattr(torch.Tensor, "record_stream", lambda _, stream: kept.append(stream))
+    copier = CudaCopier(torch.device("cpu"))
+    for batch in ahead([make(0), make(1)], copier):
+        said.append(f"step {batch.image_ids[0]}")
+    assert said == [
+        *("copy records 1", "copy records 2", "step waits for copy 1", "step 0"),
+        *("step waits for copy 2", "step 1"),
+    ]
+    assert kept == [step] * 6
 
 
 @pytest.mark.gpu
