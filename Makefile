@@ -33,8 +33,8 @@ test-slow: $(STAMP)  ## what takes minutes
 	$(BIN)/python -m pytest -m alone tests/sweeps/test_launch_cluster.py
 	$(BIN)/python -m pytest -m alone --ignore tests/sweeps/test_launch_cluster.py
 
-bench: $(STAMP)  ## side-by-side ratios
-	$(BIN)/python -m benchmarks
+bench: $(STAMP)  ## side-by-side ratios: a table, and bench.json
+	$(BIN)/python -m benchmarks --json bench.json
 
 bench-gpu: $(STAMP)  ## what pays on this machine's GPU, as changes to the table of numerics
 	$(BIN)/python -m benchmarks.gpu

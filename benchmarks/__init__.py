@@ -22,5 +22,6 @@ REGISTRY: dict[str, str] = {
     "one-node": "benchmarks.one_node",
     "R13": "benchmarks.agent_overhead",
     "R14": "benchmarks.agent_idle",
+    "R15": "benchmarks.memory_kept",
 }
 """Benchmark id -> its module, which is imported when it runs."""

@@ -6,9 +6,13 @@ the reference to four digits, and in this machine's default numerics; processes 
 shares of one frozen encoder train together, statistics of random encoders are computed once.
 
 Per kind of trial (backbone, what trains, tasks) a few steps, validation pictures and a checkpoint
-are measured in turns on one thread, then the 44 cells are added up: CPU hours, and wall hours on a
-number of slots with the longest remaining path first, for all ways alike. ``--real`` trains the
-whole grid in all three ways instead, which takes hours.
+are measured in turns on one thread, then the 44 cells are added up: CPU hours, and wall hours as a
+schedule would have them on a number of slots, the longest remaining path first, for all ways alike.
+
+``--real`` trains the grid instead, which takes hours: each job alone on the machine, its CPU time
+by part and its wall time measured, the losses of its first epoch compared with the reference's.
+Finished jobs are kept beside ``--json FILE`` (or in ``--work DIR``), and a later call goes on from
+there: ``--ways reference``, then ``--ways float32,default``. Starts of processes do not count then.
 """
 
 from __future__ import annotations
@@ -16,11 +20,12 @@ from __future__ import annotations
 import argparse
 import heapq
 import json
+import math
 import os
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -39,27 +44,39 @@ from benchmarks.grid_parts import (
     scores_s,
     start_s,
 )
-from benchmarks.photos import DATA_ENV, SYNTHETIC_IMAGES
-from benchmarks.protocol import Duel, load_average, result, table
+from benchmarks.photos import DATA_ENV, DRAWN, draw
+from benchmarks.protocol import Duel, Unequal, load_average, result, table
 from sharedenc.data.packed import PackedDataset, prepare
-from sharedenc.data.synthetic import write_synthetic
 from sharedenc.spec import Cell, Recipe
 from sweeps.grid import full_grid, select
 
 BATCH, ROUNDS, SECONDS_PER_CELL, SLOTS = 8, 3, 30.0, 2
+Found = Mapping[str, Mapping[str, Mapping[str, float]]]
+"""Figures of trained cells, by cell, way and name."""
 PARTS = ("start", "calibration", "data", "steps", "validation", "scores", "test", "checkpoint")
 
 
 @dataclass(frozen=True)
 class Job:
-    """What one process does in one go: a trial, or several that train together."""
+    """What one process does in one go: a trial, or several that train together.
+
+    ``seconds`` are CPU time by part. A job that was really trained has ``wall_s``, and by cell the
+    losses of its first epoch and its score.
+    """
 
     cells: tuple[Cell, ...]
-    seconds: Mapping[str, float]
+    seconds: dict[str, float]
+    wall_s: float | None = None
+    found: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
     @property
     def total(self) -> float:
         return sum(self.seconds.values())
+
+    @property
+    def lasts_s(self) -> float:
+        """How long it is at work: the wall time, else that of one busy thread."""
+        return self.total if self.wall_s is None else self.wall_s
 
 
 @dataclass(frozen=True)
@@ -91,10 +108,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--image-px", type=int, default=Recipe().image_px, help="[320]")
     parser.add_argument("--weights", default="none", help="none: random and calibrated [none]")
     parser.add_argument("--real", action="store_true", help="train everything; takes hours")
+    parser.add_argument(
+        "--ways",
+        type=lambda text: text.split(","),
+        default=[way.name for way in WAYS],
+        metavar="WAY,...",
+        help=f"to run, of {','.join(way.name for way in WAYS)}; all by default",
+    )
+    parser.add_argument(
+        "--work", type=Path, metavar="DIR", help="jobs that --real has finished [FILE.work]"
+    )
     parser.add_argument("--json", metavar="FILE", help="write the rows; - for standard output")
     options = parser.parse_args(arguments)
+    unknown = sorted(set(options.ways) - {way.name for way in WAYS})
+    if unknown:
+        parser.error(f"no way {', '.join(unknown)}; there are {','.join(w.name for w in WAYS)}")
+    if not options.real and WAYS[0].name not in options.ways:
+        parser.error(f"--ways without {WAYS[0].name}: only --real can take it from earlier calls")
+    ways = [way for way in WAYS if way.name in options.ways]
     for name in ("OMP_NUM_THREADS", "RAYON_NUM_THREADS"):
-        os.environ.setdefault(name, "1")
+        os.environ[name] = "1"
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
     cells = select(full_grid(), options.cells)
@@ -104,18 +137,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.real:
             from benchmarks.grid_real import train
 
-            jobs = train(cells, recipe, pack, options.weights, Path(scratch))
-            how = "trained"
+            work = options.work or Path(scratch)
+            if options.work is None and options.json not in (None, "-"):
+                work = Path(f"{options.json}.work")
+            jobs = train(cells, recipe, pack, options.weights, work, ways)
+            how, rounds = "trained", 1
         else:
-            figures = measured(cells, recipe, pack, options)
+            figures = measured(cells, recipe, pack, options, ways)
             random = options.weights == "none"
             jobs = {
-                way.name: added_up(way, cells, recipe, pack, figures[way.name], random)
-                for way in WAYS
+                way.name: added_up(
+                    way, cells, recipe, pack, figures[way.name], random, options.slots
+                )
+                for way in ways
             }
-            how = f"from steps of batch {options.batch}"
+            how, rounds = f"from steps of batch {options.batch}", options.rounds
     text = f"{len(cells)} cells, {recipe.epochs} epoch(s) of {name}, {how}"
-    rows = report(jobs, text, options.slots, options.rounds)
+    rows = []
+    if WAYS[0].name in jobs:
+        rows = report(jobs, text, options.slots, rounds)
+    else:
+        print(f"no rows before all jobs of {WAYS[0].name} are there", file=sys.stderr)
     if options.json == "-":
         print(json.dumps(rows, indent=2))
         return 0
@@ -130,22 +172,26 @@ def open_data(named: Path | None, scratch: Path) -> tuple[str, PackedDataset]:
     """The data set's name and its pack, which goes with ``scratch``."""
     if named is None and DATA_ENV in os.environ:
         named = Path(os.environ[DATA_ENV])
-    source = named or write_synthetic(scratch / "set", SYNTHETIC_IMAGES)
-    name = "synthetic pictures" if named is None else named.resolve().name
+    source = named or draw(scratch / "set")
+    name = DRAWN if named is None else named.resolve().name
     return name, prepare(source, scratch / "cache", progress=False)
 
 
 def measured(
-    cells: Sequence[Cell], recipe: Recipe, pack: PackedDataset, options: argparse.Namespace
+    cells: Sequence[Cell],
+    recipe: Recipe,
+    pack: PackedDataset,
+    options: argparse.Namespace,
+    ways: Sequence[Way],
 ) -> dict[str, Figures]:
     """Measure every kind of trial among the cells, in all ways in turn."""
     rounds = options.rounds
     backbones = dict.fromkeys(cell.backbone for cell in cells)
     start = min(start_s() for _ in range(rounds))
-    data = least(lambda way: data_s(way, recipe, pack, epoch=1), WAYS, rounds)
+    data = least(lambda way: data_s(way, recipe, pack, epoch=1), ways, rounds)
     splits = {split: len(pack.split(split)) for split in ("val", "test")}
     scores = {
-        split: least(lambda way, split=split: scores_s(way, pack, split), WAYS, rounds)  # type: ignore[misc]
+        split: least(lambda way, split=split: scores_s(way, pack, split), ways, rounds)  # type: ignore[misc]
         for split, count in splits.items()
         if count
     }
@@ -154,7 +200,7 @@ def measured(
             lambda way, backbone=backbone: calibration_s(  # type: ignore[misc]
                 way, backbone, recipe, pack, options.batch
             ),
-            WAYS,
+            ways,
             2,
         )
         for backbone in backbones
@@ -165,7 +211,7 @@ def measured(
         print(f"{kind} ...", file=sys.stderr, flush=True)
         kinds[kind] = measure(
             kind,
-            WAYS,
+            ways,
             recipe,
             pack,
             rounds=rounds,
@@ -180,7 +226,7 @@ def measured(
             scores={split: found[way.name] for split, found in scores.items()},
             start=start,
         )
-        for way in WAYS
+        for way in ways
     }
 
 
@@ -200,12 +246,13 @@ def added_up(
     pack: PackedDataset,
     figures: Figures,
     random_weights: bool = True,
+    slots: int = 1,
 ) -> list[Job]:
-    """Every job of the grid with what its parts take."""
+    """Every job of the grid with what its parts take; each of our slots starts one process."""
     counts = {split: len(pack.split(split)) for split in ("train", "val", "test")}
     groups = [[cell] for cell in cells] if way.reference else together(cells)
     calibrated: set[str] = set()
-    jobs = []
+    jobs: list[Job] = []
     for group in groups:
         kind = Kind.of(group)
         cost = figures.kinds[kind]
@@ -230,8 +277,10 @@ def added_up(
         seconds["checkpoint"] = cost["checkpoint"] * (recipe.epochs if way.reference else 1)
         jobs.append(Job(tuple(group), seconds))
     if not way.reference:
-        # A slot's process is started once.
-        jobs[0] = Job(jobs[0].cells, {**jobs[0].seconds, "start": figures.start})
+        # The first job of each slot waits for nothing, and its process takes all later ones.
+        first = [place for place, job in enumerate(jobs) if job.cells[0].source is None]
+        for place in first[:slots]:
+            jobs[place].seconds["start"] = figures.start
     return jobs
 
 
@@ -246,7 +295,7 @@ def makespan_s(jobs: Sequence[Job], slots: int) -> float:
             waits[place] += 1
 
     def path(place: int) -> float:
-        return jobs[place].total + max((path(later) for later in after[place]), default=0.0)
+        return jobs[place].lasts_s + max((path(later) for later in after[place]), default=0.0)
 
     ready = [(-path(place), place) for place, count in waits.items() if not count]
     heapq.heapify(ready)
@@ -255,7 +304,7 @@ def makespan_s(jobs: Sequence[Job], slots: int) -> float:
     while ready or running:
         while ready and len(running) < slots:
             _, place = heapq.heappop(ready)
-            heapq.heappush(running, (now + jobs[place].total, place))
+            heapq.heappush(running, (now + jobs[place].lasts_s, place))
         now, done = heapq.heappop(running)
         for later in after[done]:
             waits[later] -= 1
@@ -267,18 +316,33 @@ def makespan_s(jobs: Sequence[Job], slots: int) -> float:
 def report(
     jobs: Mapping[str, Sequence[Job]], text: str, slots: int, rounds: int
 ) -> list[dict[str, Any]]:
-    """A row for each of our ways: CPU and wall minutes of the grid, and CPU by backbone."""
+    """A row for each of our ways: CPU and wall minutes of the grid, and CPU by backbone.
+
+    Raises:
+        Unequal: losses of trained cells are further apart than a way's limits.
+    """
     reference = jobs[WAYS[0].name]
+    trained = all(job.wall_s is not None for job in reference)
     load = load_average()
     rows = []
     for way in WAYS[1:]:
+        if way.name not in jobs:
+            continue
         ours = jobs[way.name]
-        check = f"losses of a step to {way.step:g}"
-        if way.validation is not None:
-            check += f", of a validation of the same pixels to {way.validation:g}"
-        cases = [
-            ("CPU time", cpu_s(reference), cpu_s(ours)),
-            (f"wall on {slots} slots", makespan_s(reference, slots), makespan_s(ours, slots)),
+        check = checked(way)
+        more: dict[str, Any] = {"parts": {WAYS[0].name: parts(reference), way.name: parts(ours)}}
+        cases = [("CPU time", cpu_s(reference), cpu_s(ours))]
+        if trained:
+            more["found"] = compare_trained(way, reference, ours)
+            check = checked_when_trained(way, more["found"])
+            walls = [sum(job.lasts_s for job in those) for those in (reference, ours)]
+            cases.append(("wall, one job after the other", walls[0], walls[1]))
+        cases += [
+            (
+                f"scheduled wall on {slots} slots",
+                makespan_s(reference, slots),
+                makespan_s(ours, slots),
+            ),
             *(
                 (f"CPU time of {name}", cpu_s(reference, name), cpu_s(ours, name))
                 for name in dict.fromkeys(cell.backbone for job in ours for cell in job.cells)
@@ -287,12 +351,55 @@ def report(
         for what, theirs, own in cases:
             duel = Duel(theirs / 60, own / 60, rounds, load)
             row = result("grid", f"{text}, {way.name}: {what}", duel, unit="min", check=check)
-            rows.append(row)
-        rows[-len(cases)]["parts"] = {
-            WAYS[0].name: parts(reference),
-            way.name: parts(ours),
-        }
+            rows.append({**row, **more})
+            more = {}
     return rows
+
+
+def checked(way: Way) -> str:
+    """What measured steps were compared in."""
+    text = f"losses of a step to {way.step:g}"
+    if way.validation is not None:
+        text += f", of a validation of the same pixels to {way.validation:g}"
+    return text
+
+
+def checked_when_trained(way: Way, found: Found) -> str:
+    """What trained cells were compared in, and how far they are apart at most."""
+    said = []
+    for name, limit in way.trained.items():
+        most = max(apart(cell[WAYS[0].name][name], cell[way.name][name]) for cell in found.values())
+        against = "not compared" if limit is None else f"compared to {limit:g}"
+        said.append(f"{name} {against} (at most {most:.1g} apart)")
+    return f"first epoch's {', '.join(said)}"
+
+
+def compare_trained(way: Way, reference: Sequence[Job], ours: Sequence[Job]) -> Found:
+    """What each cell gave in both ways.
+
+    Raises:
+        Unequal: losses are further apart than the way's limits, or are no numbers; it names all.
+    """
+    theirs = {cell: values for job in reference for cell, values in job.found.items()}
+    own = {cell: values for job in ours for cell, values in job.found.items()}
+    wrong = []
+    for cell, values in own.items():
+        for name, limit in way.trained.items():
+            one, other = theirs[cell][name], values[name]
+            far = math.inf if limit is None else limit
+            if not (math.isfinite(other) and apart(one, other) <= far):
+                wrong.append(f"{cell}: {name} {other!r}, reference {one!r}, limit {limit}")
+    if wrong:
+        raise Unequal(f"{way.name}: " + "; ".join(wrong))
+    return {
+        cell: {WAYS[0].name: dict(theirs[cell]), way.name: dict(values)}
+        for cell, values in own.items()
+    }
+
+
+def apart(one: float, other: float) -> float:
+    """The difference as a share of the first."""
+    return abs(one - other) / abs(one)
 
 
 def cpu_s(jobs: Sequence[Job], backbone: str | None = None) -> float:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks import nms
 from benchmarks.dispatch import Operations
 from benchmarks.protocol import Duel, Side, Unequal, interleaved, load_average, result, timed
 from benchmarks.references import SsdLoss
@@ -32,7 +33,7 @@ Loss = Callable[[], Tensor]
 
 
 def run(rounds: int, batch: int = BATCH) -> list[dict[str, Any]]:
-    """A row of operations and one of time."""
+    """A row of operations and one of time, and one of NMS, which ends an evaluation's batch."""
     torch.set_num_threads(1)
     theirs, ours = sides(batch)
     case = f"targets and SSD loss, batch {batch}, 0 to {MOST_BOXES} boxes per image"
@@ -50,6 +51,7 @@ def run(rounds: int, batch: int = BATCH) -> list[dict[str, Any]]:
     return [
         result("R12", f"{case}: operations", launches, unit="ops", check=check, limit=FLOOR),
         result("R12", f"{case}: CPU time, nothing won", time, unit="ms", check=check),
+        nms.row(rounds, batch),
     ]
 
 

@@ -1,11 +1,12 @@
-"""R10: how long a sweep takes in the best order, against one Tuner per strategy, simulated.
+"""R10: how long a sweep takes in the best order, against one Tuner per phase, simulated.
 
-The reference is what a script does that calls ``Tuner.fit()`` once per strategy: baselines, then
-swaps, then shared encoders, then duals, each in grid order, each waiting for the last trial of the
-one before. Both sides get the same trials and devices; only the order differs.
+The reference is what a script does that calls ``Tuner.fit()`` once per strategy and freeze mode:
+baselines, then swaps and shared encoders in each of their freeze modes, then duals. Each phase goes
+in grid order and waits for the last trial of the one before. Both sides get the same trials and
+devices; only the order differs.
 
 Further rows compare the best order with itself where frozen trials of an encoder may train
-together: sooner on few devices, on many as soon.
+together: sooner on few devices and, where durations are known, as soon on many.
 """
 
 from __future__ import annotations

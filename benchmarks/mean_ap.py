@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import importlib.util
 import io
+import sys
 from typing import Any
 
 import numpy as np
@@ -27,6 +29,7 @@ WIDTH, HEIGHT = 640, 480
 NEAR = 0.2
 # How far figures may be apart: faster-coco-eval adds in another order.
 TOLERANCE: dict[Backend, float] = {"hotcoco": 0.0, "faster-coco-eval": 1e-12}
+MODULES: dict[Backend, str] = {"hotcoco": "hotcoco", "faster-coco-eval": "faster_coco_eval"}
 
 Rows = npt.NDArray[np.float64]
 
@@ -34,12 +37,15 @@ Rows = npt.NDArray[np.float64]
 def run(
     rounds: int, images: int = IMAGES, objects: int = OBJECTS, per_image: int = PER_IMAGE
 ) -> list[dict[str, Any]]:
-    """Measure each of our fast backends; the figures of both sides must agree."""
+    """Measure each of our fast backends that is installed; both sides' figures must agree."""
     truth, rows = made_up(images, objects, per_image)
     theirs = copy.deepcopy(truth)  # pycocotools writes into what it is given
     limit = min(timed(lambda: sort_by_class(rows)).figure for _ in range(max(rounds, 5)))
     found = []
     for backend, tolerance in TOLERANCE.items():
+        if importlib.util.find_spec(MODULES[backend]) is None:
+            print(f"R1: {backend} is not installed and has no row", file=sys.stderr)
+            continue
 
         def same(a: Rows, b: Rows, tolerance: float = tolerance) -> bool:
             return bool(np.abs(a - b).max() <= tolerance)

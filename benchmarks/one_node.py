@@ -1,11 +1,13 @@
-"""one-node: 1, 2 and 4 processes read one packed data set, as trials of one node do.
+"""one-node: 1, 2 and 4 readers at once of one packed data set, each a process of one node.
 
-Memory: what each further process adds to the node's, by the kernel's proportional accounts (a page
+A reader makes training batches, as a trial's data path does, and trains nothing.
+
+Memory: what each further reader adds to the node's, by the kernel's proportional accounts (a page
 that n processes map counts 1/n in each). The reference keeps the pictures in memory of its own, as
 a data set with a RAM cache does; ours maps the pack's decoded pictures. The limit is the process
 itself, with torch, before it has any data.
 
-Speed: wall time per picture of n processes at once against one, both ours; the limit is what the
+Speed: wall time per picture of n readers at once against one, both ours; the limit is what the
 cores allow. A machine that others use too shows in ``load``.
 """
 
@@ -65,35 +67,39 @@ def run(
         if count == 1:
             continue
         duel = Duel(_added(copied, counts, place), _added(mapped, counts, place), 1, load)
-        case = f"memory that each process beyond the first adds, {count} read {size:.0f} MB"
-        check = "same first batch in every process"
+        case = f"memory that each reader beyond the first adds, {count} read {size:.0f} MB"
+        check = "same first batch in every reader"
         base = mapped[place]["base"] / MB
         row = result("one-node", case, duel, unit="MB", check=check, limit=base)
         rows.append({**row, "memory": {"own copy": copied[place], "mapped": mapped[place]}})
         pace = Duel(1000 * seconds[counts[0]], 1000 * seconds[count], rounds, load)
         cores = len(os.sched_getaffinity(0))
         limit = pace.reference / min(count, cores)
-        case = f"{count} processes at once against 1 on {cores} cores, wall time"
+        alone, together = 1000 / pace.reference, 1000 / pace.ours
+        case = (
+            f"{count} readers at once ({together:.0f} images/s) against 1 ({alone:.0f} images/s) "
+            f"on {cores} cores, wall time"
+        )
         row = result("one-node", case, pace, unit="ms/image", check=check, limit=limit)
-        rows.append({**row, "images_per_s": 1000 / pace.ours})
+        rows.append({**row, "images_per_s": together, "images_per_s_of_one": alone})
     return rows
 
 
 def _added(memory: Sequence[dict[str, float]], counts: Sequence[int], place: int) -> float:
-    """Megabytes per process beyond the first."""
+    """Megabytes per reader beyond the first."""
     more = memory[place]["pss"] - memory[0]["pss"]
     return more / (counts[place] - counts[0]) / MB
 
 
 @contextmanager
 def readers(pack: Path, mode: Mode, most: int) -> Iterator[Group]:
-    """Up to ``most`` processes that read a pack; all are gone afterwards."""
+    """Up to ``most`` readers of a pack; all are gone afterwards."""
     with ExitStack() as stack:
         yield Group(pack, mode, most, stack)
 
 
 class Group:
-    """Processes that are told over their standard input what to do."""
+    """Readers that are told over their standard input what to do."""
 
     def __init__(self, pack: Path, mode: Mode, most: int, stack: ExitStack) -> None:
         self._command = [sys.executable, "-m", "benchmarks.one_node", str(pack), mode]

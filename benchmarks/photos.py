@@ -1,8 +1,8 @@
 """The pictures that data benchmarks read: those of the user, or drawn ones.
 
 ``SHAREDENC_BENCH_DATA=DIR`` names a COCO 2017 folder, or one with a ``data.yaml``. Without it a
-synthetic set is drawn: smaller pictures with fewer objects than photos have, so that rows say
-which of the two they were measured on.
+synthetic set is drawn, of the size, the JPEG quality and about the number of objects that photos
+have; rows say which of the two they were measured on.
 """
 
 from __future__ import annotations
@@ -22,6 +22,9 @@ from sharedenc.data.synthetic import write_synthetic
 
 DATA_ENV = "SHAREDENC_BENCH_DATA"
 SYNTHETIC_IMAGES = (96, 16, 16)
+# As most of COCO's are; on average there are seven objects.
+SIZE_PX, OBJECTS, QUALITY = (640, 480), (4, 10), 95
+DRAWN = f"synthetic pictures ({SIZE_PX[0]} x {SIZE_PX[1]}, quality {QUALITY})"
 # As torchvision's references label pixels: crowds count as their class, overlaps are ignored.
 RULES = DataRules(crowd_seg="class", overlap="ignore")
 
@@ -45,11 +48,18 @@ def photos() -> Iterator[Photos]:
     """Open the user's data set, or draw one; all that is written is gone afterwards."""
     with tempfile.TemporaryDirectory(prefix="bench-data-") as scratch:
         named = os.environ.get(DATA_ENV)
-        source = Path(named) if named else write_synthetic(Path(scratch) / "set", SYNTHETIC_IMAGES)
+        source = Path(named) if named else draw(Path(scratch) / "set")
         pack = prepare(source, Path(scratch) / "cache", RULES, progress=False)
         folder, annotations = _as_coco(source, pack, Path(scratch) / "train.json")
-        name = Path(named).resolve().name if named else "synthetic pictures"
+        name = Path(named).resolve().name if named else DRAWN
         yield Photos(name, pack, folder, annotations)
+
+
+def draw(folder: Path) -> Path:
+    """Draw the pictures that stand in for photos into a new folder."""
+    return write_synthetic(
+        folder, SYNTHETIC_IMAGES, size_px=SIZE_PX, objects=OBJECTS, quality=QUALITY
+    )
 
 
 def _as_coco(source: Path, pack: PackedDataset, out: Path) -> tuple[Path, Path]:

@@ -246,6 +246,7 @@ def as_references(image_px: int) -> Iterator[None]:
         return cross_entropy(full, masks), full.argmax(dim=1).to(torch.uint8)
 
     with (
+        mock.patch.object(together, "freed_memory_kept", contextlib.nullcontext),
         mock.patch.object(learner, "decode", decode),
         mock.patch.object(learner, "task_losses", task_losses),
         mock.patch.object(evaluate, "detection_loss", detection_loss),

@@ -20,6 +20,7 @@ from typing import Any
 # Libraries whose version may move a figure.
 LIBRARIES = (
     "torch",
+    "torchvision",
     "ray",
     "mlflow",
     "numpy",
@@ -27,6 +28,9 @@ LIBRARIES = (
     "pycocotools",
     "faster-coco-eval",
     "hotcoco",
+    "opencv-python-headless",
+    "onnxruntime",
+    "pillow",
 )
 
 

@@ -27,6 +27,7 @@ Points = npt.NDArray[np.float64]
 Picture = npt.NDArray[np.uint8]
 
 SIDE_PX = (200, 420)
+OBJECTS = (1, 3)
 SHARES = (64, 16, 32)
 """How one number of images is divided: training, validation, test."""
 CROWD_EVERY = 8
@@ -64,6 +65,10 @@ def write_synthetic(
     seed: int = 0,
     classes: ClassList = VOC20,
     name: str = "synthetic",
+    *,
+    size_px: tuple[int, int] | None = None,
+    objects: tuple[int, int] = OBJECTS,
+    quality: int = JPEG_QUALITY,
 ) -> Path:
     """Draw a data set into a new folder, in COCO format with a `data.yaml`.
 
@@ -71,6 +76,9 @@ def write_synthetic(
         images: Number of images in all (divided as in `divide`), or of training, validation, test.
         seed: The same seed gives the same files.
         classes: Each class appears in every split that has room for it.
+        size_px: Width and height of all pictures; None: each side at random, from `SIDE_PX`.
+        objects: How many there are on a picture, from and to; more where classes need the room.
+        quality: Of the JPEG files.
 
     Returns:
         ``out``, for `open_source`.
@@ -90,7 +98,8 @@ def write_synthetic(
     content: dict[str, Any] = {"name": name}
     streams = np.random.SeedSequence(seed).spawn(len(SPLITS))
     for split, count, stream in zip(SPLITS, counts, streams, strict=True):
-        _write_split(out, split, count, np.random.default_rng(stream), classes)
+        rng = np.random.default_rng(stream)
+        _write_split(out, split, count, rng, classes, size_px, objects, quality)
         content[split] = {"images": f"images/{split}", "annotations": f"annotations/{split}.json"}
     content["classes"] = classes.name if classes == VOC20 else list(classes.names)
     (out / "data.yaml").write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
@@ -98,7 +107,14 @@ def write_synthetic(
 
 
 def _write_split(
-    out: Path, split: str, count: int, rng: np.random.Generator, classes: ClassList
+    out: Path,
+    split: str,
+    count: int,
+    rng: np.random.Generator,
+    classes: ClassList,
+    size_px: tuple[int, int] | None,
+    most: tuple[int, int],
+    quality: int,
 ) -> None:
     import cv2
 
@@ -111,14 +127,15 @@ def _write_split(
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     for image_id in range(1, count + 1):
-        width, height = (int(side) for side in rng.integers(SIDE_PX[0], SIDE_PX[1] + 1, 2))
-        number = max(least, int(rng.integers(1, 4)))
+        sides = rng.integers(SIDE_PX[0], SIDE_PX[1] + 1, 2) if size_px is None else size_px
+        width, height = (int(side) for side in sides)
+        number = max(least, int(rng.integers(most[0], most[1] + 1)))
         picture, objects = _draw(rng, width, height, [next(turns) for _ in range(number)], classes)
         if image_id % CROWD_EVERY == 0:
             objects.append(_draw_crowd(rng, picture, next(turns), classes))
         file_name = f"{image_id:012d}.jpg"
-        quality = [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY]
-        encoded = cv2.imencode(".jpg", picture[:, :, ::-1], quality)[1]
+        settings = [cv2.IMWRITE_JPEG_QUALITY, quality]
+        encoded = cv2.imencode(".jpg", picture[:, :, ::-1], settings)[1]
         (folder / file_name).write_bytes(encoded.tobytes())
         images.append({"id": image_id, "file_name": file_name, "width": width, "height": height})
         for entry in objects:

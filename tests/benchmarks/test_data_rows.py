@@ -35,7 +35,7 @@ def drawn() -> Iterator[Photos]:
 def test_label_maps_are_equal_and_make_a_row() -> None:
     (row,) = label_map.run(rounds=1, images=10)
     assert (row["id"], row["unit"], row["rounds"]) == ("R3", "ms/image", 1)
-    assert row["case"].startswith("label map of 10 pictures of synthetic pictures, ")
+    assert row["case"].startswith("label map of 10 pictures of synthetic pictures (640 x 480, ")
     assert row["check"] == "every pixel the same"
     assert 0 < row["limit"]
 
@@ -53,14 +53,39 @@ def test_one_pixel_makes_label_maps_unequal(monkeypatch: pytest.MonkeyPatch) -> 
         label_map.run(rounds=1, images=4)
 
 
-def test_samples_are_equal_and_make_two_rows() -> None:
-    jpeg, decoded = sample_path.run(rounds=1, images=6)
-    assert jpeg["case"] == "sample from JPEG, 6 pictures of synthetic pictures, 320 px"
+def test_samples_are_equal_and_make_two_rows_and_one_of_what_is_not_used() -> None:
+    jpeg, decoded, scaled = sample_path.run(rounds=1, images=6)
+    drawn = "synthetic pictures (640 x 480, quality 95)"
+    assert jpeg["case"] == f"sample from JPEG, 6 pictures of {drawn}, 320 px"
+    assert scaled["case"].startswith("JPEG at half its scale by DCT, not used, ")
+    assert (scaled["unit"], scaled["check"]) == ("ms/image", "pixels to 2/255 on average")
     assert decoded["case"].startswith("sample from decoded pictures, 6 pictures")
     for row in (jpeg, decoded):
         assert (row["id"], row["unit"]) == ("R2", "ms/image")
         assert row["limit"] > 0
     assert decoded["limit"] < jpeg["limit"]
+
+
+def test_pictures_that_stand_in_for_photos_are_of_their_size(drawn: Photos) -> None:
+    split = drawn.pack.split("train")
+    assert set(map(tuple, split.sizes().tolist())) == {(640, 480)}
+    objects, _ = split.object_counts()
+    assert 4 <= sum(objects.values()) / len(split) <= 10
+    listed = json.loads(drawn.annotations.read_text())["images"]
+    sizes = [(drawn.folder / image["file_name"]).stat().st_size for image in listed]
+    # COCO's are 150 KB on average.
+    assert 75_000 < np.mean(sizes) < 300_000
+
+
+def test_half_a_picture_is_near_by_both_ways_and_not_another(drawn: Photos) -> None:
+    listed = json.loads(drawn.annotations.read_text())["images"]
+    files = [np.fromfile(drawn.folder / image["file_name"], np.uint8) for image in listed]
+    one = [sample_path.half_resized(file) for file in files]
+    other = [sample_path.half_decoded(file) for file in files]
+    assert one[0].shape == (240, 320, 3)
+    assert sample_path.near(one, other)
+    assert not sample_path.near(one, other[::-1])
+    assert not sample_path.near(one, [image[1:] for image in other])
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,15 @@ def test_r1_has_a_row_for_each_fast_backend() -> None:
     assert rows[0]["check"] == "twelve figures equal"
 
 
+def test_r1_leaves_out_a_backend_that_is_not_installed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(mean_ap.MODULES, "hotcoco", "no_such_module")
+    (row,) = mean_ap.run(1, **SMALL)
+    assert row["case"].endswith("faster-coco-eval")
+    assert capsys.readouterr().err == "R1: hotcoco is not installed and has no row\n"
+
+
 def test_r1_data_scores_between_nothing_and_everything() -> None:
     truth, rows = mean_ap.made_up(**SMALL)
     stats = mean_ap.reference(truth, rows)

@@ -45,11 +45,13 @@ def test_pages_of_a_file_that_two_map_count_half(tmp_path: Path) -> None:
 def test_rows_of_memory_and_speed() -> None:
     memory, speed = one_node.run(1, images=(40, 1, 1), counts=(1, 2), turn_s=0.1)
     assert {memory["id"], speed["id"]} == {"one-node"}
-    assert memory["case"].startswith("memory that each process beyond the first adds, 2 read ")
+    assert memory["case"].startswith("memory that each reader beyond the first adds, 2 read ")
+    assert speed["case"].startswith(f"2 readers at once ({speed['images_per_s']:.0f} images/s) ")
     assert (memory["unit"], speed["unit"]) == ("MB", "ms/image")
     assert memory["ours"] > memory["limit"] > 0
     assert memory["memory"]["mapped"]["pss"] < 2 * memory["memory"]["own copy"]["pss"]
     assert speed["images_per_s"] == pytest.approx(1000 / speed["ours"])
+    assert speed["images_per_s_of_one"] == pytest.approx(1000 / speed["reference"])
 
 
 def test_a_process_that_ends_is_told(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,7 @@ def test_a_row_has_the_ratio_and_the_share_of_the_limit() -> None:
     assert (row["ratio"], row["limit_share"]) == (4.0, 0.5)
     assert (row["load"], row["rounds"], row["unit"]) == (0.5, 5, "ms")
     assert row["versions"]["python"].count(".") == 2
+    assert {"torchvision", "opencv-python-headless", "pillow"} <= set(row["versions"])
     assert "cores" in row["cpu"]
     assert json.loads(json.dumps(row)) == row
     assert result("R0", "case", DUEL, unit="ms", check="equal")["limit_share"] is None
@@ -116,6 +118,51 @@ def test_the_command_prints_a_table_and_writes_json(
     assert "R1" in capsys.readouterr().out
     (row,) = json.loads(file.read_text())
     assert (row["id"], row["ratio"], row["rounds"]) == ("R1", 2.0, 2)
+
+
+@pytest.mark.usefixtures("registered")
+def test_what_a_later_benchmark_does_loses_no_row(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "rows.json"
+
+    def run(rounds: int) -> list[dict[str, Any]]:
+        assert [row["id"] for row in json.loads(file.read_text())] == ["R1"]
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("tests.benchmarks.broken.run", run)
+    assert main(["R1", "R2", "--json", str(file)]) == 130
+    said = capsys.readouterr()
+    assert "made up" in said.out
+    assert "R2: interrupted" in said.err
+    assert len(json.loads(file.read_text())) == 1
+
+
+@pytest.mark.usefixtures("registered")
+def test_one_thread_is_set_whatever_the_shell_has(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    monkeypatch.setenv("OPENBLAS_CORETYPE", "Haswell")
+    for name in ("MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS"):
+        monkeypatch.setenv(name, "2")
+    assert main(["R1", "--rounds", "2"]) == 0
+    assert os.environ["OMP_NUM_THREADS"] == os.environ["RAYON_NUM_THREADS"] == "1"
+    assert "OPENBLAS_CORETYPE" not in os.environ
+    assert "--rounds 2: no figures to publish, 5 are" in capsys.readouterr().err
+    assert main(["R1"]) == 0
+    assert "--rounds" not in capsys.readouterr().err
+
+
+def test_a_benchmark_is_no_file_for_json(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main(["R1", "--json", "R2"])
+    assert "--json R2: that is a benchmark, and --json takes a file" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["R1", "--json", str(tmp_path / "none" / "rows.json")])
+    assert "no such folder" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("registered")
