@@ -29,7 +29,7 @@ class DataError(SharedencError):
     """A data set, picture or annotation that cannot be used."""
 
     exit_code = 3
-    kind = "data"
+    kind: FailureKind = "data"
 
 
 class WeightsError(SharedencError):

@@ -14,7 +14,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from sharedenc.data.dataset import slug
-from sharedenc.data.packed import PackedDataset, cache_dir
+from sharedenc.data.packed import (
+    PackedDataset,
+    UnreadablePackError,
+    cache_dir,
+    whole_or_aside,
+)
 from sharedenc.data.packing import FORMAT, META, disk_errors_are_told
 from sharedenc.errors import DataError
 from sharedenc.files import file_sha256, locked, sync_folder, write_atomic
@@ -58,7 +63,7 @@ def fetch(digest: str, storage: Storage, cache: Path | None = None) -> Path:
 
     Raises:
         StorageError: the storage has no such pack, or a damaged one, or cannot be reached.
-        DataError: the cache folder cannot be written.
+        DataError: the cache folder cannot be written, or a pack in it not be read.
     """
     packs = cache_dir(cache) / "packs"
     with disk_errors_are_told(packs):
@@ -76,11 +81,15 @@ def _place(digest: str) -> str:
 def _cached(packs: Path, digest: str) -> Path | None:
     for folder in sorted(packs.glob(f"*-{digest[:16]}")):
         try:
-            if PackedDataset.open(folder).digest == digest:
-                return folder
-        except DataError as error:
-            log.warning("%s: it is fetched again", error)
-            shutil.rmtree(folder)
+            found: PackedDataset | None = PackedDataset.open(folder)
+        except UnreadablePackError:
+            raise
+        except DataError:
+            # Perhaps a builder on this node is about to replace it.
+            with locked(packs / f".{folder.name}.lock"):
+                found = whole_or_aside(folder) if folder.exists() else None
+        if found is not None and found.digest == digest:
+            return folder
     return None
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
+import logging
 import os
 import shutil
 import uuid
@@ -25,6 +26,14 @@ from sharedenc.data.label_runs import from_runs
 from sharedenc.data.packing import FORMAT, META, build, disk_errors_are_told, sync_folder
 from sharedenc.errors import DataError, check_choice
 from sharedenc.spec import Task
+
+log = logging.getLogger(__name__)
+
+
+class UnreadablePackError(DataError):
+    """A pack that this machine cannot read now, by no fault of the pack's that is known."""
+
+    kind = "machine"
 
 
 @dataclass
@@ -249,6 +258,7 @@ class PackedDataset:
 
         Raises:
             DataError: when there is none, or it is damaged or of another format.
+            UnreadablePackError: when the disk or the system refused: it may well be whole.
         """
         root = Path(root).resolve()
         try:
@@ -257,7 +267,12 @@ class PackedDataset:
                 return cls(root, meta)
         except FileNotFoundError as error:
             raise DataError(f"{root} is no finished pack: {error.filename} is missing") from error
-        except (OSError, ValueError, KeyError, EOFError, BadZipFile, DataError) as error:
+        except OSError as error:
+            raise UnreadablePackError(
+                f"the pack {root} cannot be read now ({error}). It is left as it is; try again, "
+                "and delete it if that stays so"
+            ) from error
+        except (ValueError, KeyError, EOFError, BadZipFile, DataError) as error:
             raise DataError(
                 f"the pack {root} is damaged ({error}); delete it to build it anew"
             ) from error
@@ -349,19 +364,40 @@ def prepare(
 def _publish(building: Path, final: Path) -> PackedDataset:
     """Move a finished pack to its place, unless the same pack got there first."""
     with _locked(final.parent / f".{final.name}.lock"):
-        if final.exists():
-            try:
-                return PackedDataset.open(final)
-            except DataError:
-                shutil.rmtree(final)
+        if final.exists() and (found := whole_or_aside(final)) is not None:
+            return found
         building.rename(final)
         sync_folder(final.parent)
     return PackedDataset.open(final)
 
 
+def whole_or_aside(folder: Path) -> PackedDataset | None:
+    """Open a pack; if it is damaged, rename it to ``<name>.damaged`` and return None.
+
+    Trials may be reading what is still whole of it, so it is not deleted; the next damaged one of
+    this name takes its place. Hold the lock of those who build or fetch ``folder``.
+
+    Raises:
+        UnreadablePackError: whether it is damaged cannot be told.
+    """
+    try:
+        return PackedDataset.open(folder)
+    except UnreadablePackError:
+        raise
+    except DataError as error:
+        aside = folder.with_name(f"{folder.name}.damaged")
+        if aside.exists():
+            shutil.rmtree(aside)
+        folder.rename(aside)
+        log.warning("%s: it is made anew, and kept as %s for trials that read it", error, aside)
+        return None
+
+
 def _pointed(pointer: Path) -> PackedDataset | None:
     try:
         return PackedDataset.open(pointer.parent / json.loads(pointer.read_text())["pack"])
+    except UnreadablePackError:
+        raise
     except (OSError, ValueError, KeyError, DataError):
         return None
 

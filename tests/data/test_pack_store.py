@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -119,13 +122,46 @@ def test_a_damaged_copy_is_told_and_healed_by_the_next_driver(
 
 
 def test_a_damaged_pack_in_the_cache_is_fetched_again(
-    tiny_pack: PackedDataset, storage: Counting, tmp_path: Path
+    tiny_pack: PackedDataset, storage: Counting, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     publish(tiny_pack.root, storage)
     found = fetch(tiny_pack.digest, storage, tmp_path / "cache")
-    (found / "val.images").write_bytes(b"")
-    assert fetch(tiny_pack.digest, storage, tmp_path / "cache") == found
+    aside = found.with_name(f"{found.name}.damaged")
+    for content in (b"", b"x"):
+        (found / "val.images").write_bytes(content)
+        assert fetch(tiny_pack.digest, storage, tmp_path / "cache") == found
+        assert contents(found) == contents(tiny_pack.root)
+        # A trial may read the rest of it.
+        assert contents(aside) == contents(tiny_pack.root) | {"val.images": content}
+        assert str(aside) in caplog.text
+
+
+@pytest.mark.parametrize("number", [errno.ESTALE, errno.EMFILE, errno.EACCES])
+def test_a_pack_that_cannot_be_read_for_a_moment_stays(
+    tiny_pack: PackedDataset,
+    storage: Counting,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    number: int,
+) -> None:
+    publish(tiny_pack.root, storage)
+    found = fetch(tiny_pack.digest, storage, tmp_path / "cache")
+    got, text = len(storage.got), os.strerror(number)
+    opened = Path.open
+
+    def refused(path: Path, *given: Any, **more: Any) -> Any:
+        if path.name == "val.npz":
+            raise OSError(number, text)
+        return opened(path, *given, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", refused)
+        with pytest.raises(DataError, match=f"cannot be read now .*{text}.* left as it is") as told:
+            fetch(tiny_pack.digest, storage, tmp_path / "cache")
+    assert told.value.kind == "machine"  # so that a sweep tries again
     assert contents(found) == contents(tiny_pack.root)
+    assert fetch(tiny_pack.digest, storage, tmp_path / "cache") == found
+    assert len(storage.got) == got
 
 
 def test_what_is_not_there_is_told(

@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 import pytest
 
-from sharedenc.data import packing
+from sharedenc.data import packed, packing
 from sharedenc.data.classes import ClassList
 from sharedenc.data.dataset import DataRules
 from sharedenc.data.packed import PackedDataset, cache_dir, prepare
@@ -299,9 +299,39 @@ def test_a_damaged_pack_is_refused_and_built_anew(fruit: Path, tmp_path: Path) -
     with pytest.raises(DataError, match=r"is damaged .*delete it"):
         PackedDataset.open(made.root)
     again = pack(fruit, tmp_path / "cache")
+    assert again.root == made.root
     assert (again.root / "val.images").read_bytes() == data
+    # A trial may read the rest of it.
+    aside = made.root.with_name(f"{made.root.name}.damaged")
+    assert (aside / "val.images").read_bytes() == data[:-1]
     with pytest.raises(SpecError, match="split='dev' is not one of"):
         again.split("dev")
+
+
+def test_a_pack_that_cannot_be_read_for_a_moment_is_not_built_anew(
+    fruit: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = pack(fruit, tmp_path / "cache")
+    before = {path: path.stat().st_ino for path in made.root.iterdir()}
+    with monkeypatch.context() as patch:
+        patch.setattr(np, "load", _no_more_files)
+        patch.setattr("sharedenc.data.packed.build", _must_not_build)
+        with pytest.raises(DataError, match=r"cannot be read now .*Too many open files"):
+            pack(fruit, tmp_path / "cache")
+        # Nor where another builder's pack turns out to be there already.
+        building = tmp_path / "building"
+        building.mkdir()
+        with pytest.raises(DataError, match="cannot be read now"):
+            packed._publish(building, made.root)
+    assert {path: path.stat().st_ino for path in made.root.iterdir()} == before
+
+
+def _no_more_files(*_: object) -> None:
+    raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+
+def _must_not_build(*_: object, **__: object) -> None:
+    raise AssertionError("a pack was built")
 
 
 @pytest.mark.parametrize("file", ["val.images", "val.masks"])
