@@ -28,16 +28,8 @@ class Demands:
 
     def together(self, names: Sequence[str]) -> Demand:
         """What trials occupy that train together: the largest of them, and a little for each."""
-        fitted = [self._fitted[name] for name in names]
         asked = max(self._asked[name].memory for name in names)
-        return Demand(
-            cpus=max(demand.cpus for demand in fitted),
-            gpus=max(demand.gpus for demand in fitted),
-            memory=max(
-                *(demand.memory for demand in fitted),
-                asked + (len(names) - 1) * MEMBER_BYTES,
-            ),
-        )
+        return together([self._fitted[name] for name in names], asked)
 
     def width(self, names: Iterable[str]) -> int:
         """How many trials may train together where all of these do."""
@@ -66,6 +58,17 @@ class Demands:
         """Ask for a whole device, or without GPUs for a whole machine."""
         self._whole.add(name)
         self._fitted[name] = whole(self._fitted[name], list(machines))
+
+
+def together(fitted: Sequence[Demand], asked: int) -> Demand:
+    """What trials of these demands occupy together, of which one asks for ``asked`` bytes alone."""
+    return Demand(
+        cpus=max(demand.cpus for demand in fitted),
+        gpus=max(demand.gpus for demand in fitted),
+        memory=max(
+            max(demand.memory for demand in fitted), asked + (len(fitted) - 1) * MEMBER_BYTES
+        ),
+    )
 
 
 def words(demand: Demand) -> str:

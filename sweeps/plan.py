@@ -19,7 +19,7 @@ from sweeps.order import Machine
 from sweeps.packing import pack_trials
 from sweeps.preflight import job_of
 from sweeps.price import Price, price, to_run
-from sweeps.resources import fit
+from sweeps.resources import fit, per_gpu
 from sweeps.run import RunOptions
 from sweeps.study import Study
 
@@ -80,7 +80,7 @@ def plan_study(
     known = look_up(ledger, nodes, resolver, reuse=options.reuse, rerun=options.rerun)
     name = "" if on_cluster else inputs.device_name
     measured = comparable(ledger.measured(), inputs.facts, study.recipe, name)
-    offered = list(machines())
+    offered = per_gpu(machines()) if options.pack else list(machines())
     left = to_run(nodes, known.done)[0]
     if options.pack and left:
         nodes = pack_trials(nodes, offered, measured, note)

@@ -365,6 +365,8 @@ class _Walls:
                 demand=self.demands[node.id],
                 fusion=self.keys.get(node.id),
                 shared=shared_part(node.cell.backbone),
+                width=node.width,
+                asked=node.demand.memory,
             )
             for node in self.todo
         ]

@@ -19,10 +19,11 @@ from typing import TYPE_CHECKING, Literal
 from sharedenc.errors import SpecError
 from sharedenc.spec import Cell, Recipe
 from sweeps import fusion
+from sweeps.demands import together
 from sweeps.estimates import Estimates
 from sweeps.faults import Rules, backoff
 from sweeps.flops import training_gflop
-from sweeps.fusion import Fuse, Load, Part
+from sweeps.fusion import MOST_TOGETHER, Fuse, Load, Part
 from sweeps.grid import full_grid
 from sweeps.order import Demand, Frontier, Job, Machine, plan, upward_ranks
 from sweeps.replay import replay as replay
@@ -75,7 +76,9 @@ class Virtual:
     """A trial as it will really go: ``epochs`` of ``epoch_s`` seconds each.
 
     Trials of one ``fusion`` key may train together; ``shared`` is the part of an epoch, 0 to 1,
-    that they then make once.
+    that they then make once; of each, ``width`` are most in a group. ``asked`` are the bytes of
+    memory that it wants itself, however its demand was fitted to machines; without, a group takes
+    no more than its largest member.
     """
 
     id: str
@@ -89,6 +92,8 @@ class Virtual:
     ladder: Ladder | None = None
     fusion: str | None = None
     shared: float = 0.0
+    width: int = MOST_TOGETHER
+    asked: int = 0
 
     @cached_property
     def seconds(self) -> float:
@@ -351,8 +356,9 @@ class _Simulation:
             if self.backing_off:
                 ready = [job for job in ready if job.id not in self.backing_off]
             starts = plan(ready, self.frontier.ranks, free) if ready else []
-            for (name, place), parts in zip(starts, self._together(now, starts), strict=True):
-                free[place] = free[place].without(self.trials[name].demand)
+            groups = self._together(now, starts, free)
+            for (_, place), parts in zip(starts, groups, strict=True):
+                free[place] = free[place].without(self._demand(parts))
                 room -= 1
                 self._start(now, place, parts)
             if not self.events:
@@ -365,7 +371,7 @@ class _Simulation:
                 continue
             self._end(now, name, group, kind)
             if not group.running:
-                demand = self.trials[next(iter(group.parts))].demand
+                demand = self._demand(list(group.parts.values()))
                 free[group.place] = free[group.place].having_back(demand)
                 room += 1
                 del self.running[group.number]
@@ -388,8 +394,10 @@ class _Simulation:
         demands = {trial.demand for trial in self.trials.values()}
         return max(sum(machine.times(demand) for machine in self.machines) for demand in demands)
 
-    def _together(self, now: float, starts: Sequence[tuple[str, int]]) -> list[list[Part]]:
-        """Who trains with each of what starts now."""
+    def _together(
+        self, now: float, starts: Sequence[tuple[str, int]], free: Sequence[Machine]
+    ) -> list[list[Part]]:
+        """Who trains with each of what starts now, on machines that have ``free`` left."""
         parts = [self._part(name) for name, _ in starts]
         keys = {part.key for part in parts} - {None}
         if not keys:
@@ -411,7 +419,34 @@ class _Simulation:
             slots=self.slots,
             free_s=min((left for left, _ in running), default=math.inf),
         )
-        return fusion.gather(parts, [self._part(name) for name in waiting], load)
+        spare, places = list(free), dict(starts)
+        for name, place in starts:
+            spare[place] = spare[place].without(self.trials[name].demand)
+
+        def fits(group: Sequence[Part]) -> bool:
+            wide = len(group) <= min(self.trials[part.id].width for part in group)
+            return wide and spare[places[group[0].id]].holds(self._more(group))
+
+        groups = fusion.gather(parts, [self._part(name) for name in waiting], load, fits=fits)
+        for (_, place), group in zip(starts, groups, strict=True):
+            # What one group on a machine has taken is not there for the next one.
+            while len(group) > 1 and not spare[place].holds(self._more(group)):
+                group.pop()
+            spare[place] = spare[place].without(self._more(group))
+        return groups
+
+    def _demand(self, group: Sequence[Part]) -> Demand:
+        """What trials occupy together, as in the real sweep."""
+        trials = [self.trials[part.id] for part in group]
+        if len(trials) == 1:
+            return trials[0].demand
+        asked = max(trial.asked for trial in trials)
+        demand = together([trial.demand for trial in trials], asked)
+        return demand if asked else replace(demand, memory=max(t.demand.memory for t in trials))
+
+    def _more(self, group: Sequence[Part]) -> Demand:
+        """What a group takes beyond its first member's demand."""
+        return self._demand(group).beyond(self.trials[group[0].id].demand)
 
     def _part(self, name: str) -> Part:
         trial = self.trials[name]

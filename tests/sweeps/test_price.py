@@ -16,6 +16,7 @@ from sweeps.graph import Node
 from sweeps.order import Demand, Machine
 from sweeps.price import Price, price, with_works
 from sweeps.price_text import hours_of, plan_text
+from sweeps.resources import GIB, MEMBER_BYTES
 from sweeps.state import Settled
 
 GPU = Demand(cpus=1, gpus=1)
@@ -70,10 +71,11 @@ def priced(
     rows: list[Measured],
     devices: int = 2,
     images: tuple[int, int, int] = IMAGES,
+    memory: int = 0,
     **more: object,
 ) -> Price:
     estimates = Estimates(nodes, images, device="cuda", measured=rows)
-    machines = [Machine(cpus=devices, gpus=devices)]
+    machines = [Machine(cpus=devices, gpus=devices, memory=memory)]
     states = more.pop("states", {})
     return price("s", nodes, states, estimates, machines, measured=rows, **more)  # type: ignore[arg-type]
 
@@ -239,6 +241,21 @@ def test_nothing_trains_together_with_a_device_each_or_when_it_is_off(
     assert plan.gpu_hours.expected == pytest.approx(2.0, rel=0.03)
     assert (plan.together.groups, plan.together.saved_hours) == ([], 0.0)
     assert "together" not in plan_text(plan)
+
+
+@pytest.mark.parametrize(
+    ("values", "memory"),
+    [({"width": 1}, 0), ({"demand": replace(GPU, memory=GIB)}, GIB + MEMBER_BYTES - 1)],
+)
+def test_no_group_is_promised_that_has_no_memory(values: dict[str, object], memory: int) -> None:
+    nodes, rows = [node(n, n, **values) for n in SHARES], measured(360.0, *SHARES)
+    keys = dict.fromkeys(SHARES, "k")
+    plan = priced(nodes, rows, devices=1, keys=keys, memory=memory)
+    assert (plan.together.groups, plan.together.saved_wall_hours) == ([], 0.0)
+    assert plan.wall_hours == pytest.approx(2.0, rel=0.03)
+    roomy = [replace(n, width=2) for n in nodes]
+    plan = priced(roomy, rows, devices=1, keys=keys, memory=memory + 1)
+    assert plan.together.groups == [SHARES]
 
 
 def test_many_groups_are_counted_and_the_largest_named() -> None:

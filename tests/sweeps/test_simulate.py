@@ -17,6 +17,7 @@ from sharedenc.errors import SpecError
 from sharedenc.spec import Cell, Recipe
 from sweeps.faults import Rules
 from sweeps.order import Demand, Machine
+from sweeps.resources import GIB, MEMBER_BYTES
 from sweeps.simulate import (
     Chance,
     Outcome,
@@ -228,6 +229,36 @@ def test_a_group_on_one_device_by_hand() -> None:
     assert outcome.device_s == pytest.approx(150)
     assert outcome.bound == pytest.approx(190)
     assert fused_bound(trials, 1) == pytest.approx(150)
+
+
+def sizes(outcome: Outcome) -> list[int]:
+    return [len(group) for group in outcome.groups]
+
+
+def test_a_group_is_as_wide_as_its_narrowest_member() -> None:
+    trials = [frozen(str(i), 100) for i in range(5)]
+    assert sizes(simulate(trials, gpus(1), fuse=True)) == [5]
+    narrow = [replace(t, width=2) for t in trials]
+    assert sizes(simulate(narrow, gpus(1), fuse=True)) == [2, 2, 1]
+    assert sizes(simulate([*trials[:4], narrow[4]], gpus(1), fuse=True)) == [4, 1]
+
+
+def test_members_need_memory_where_it_is_known() -> None:
+    demand = Demand(cpus=1, gpus=1, memory=GIB)
+    trials = [replace(frozen(str(i), 100), demand=demand, asked=GIB) for i in range(4)]
+
+    def machine(devices: int, memory: int) -> list[Machine]:
+        return [Machine(cpus=devices, gpus=devices, memory=memory)]
+
+    assert sizes(simulate(trials, machine(1, 2 * GIB), fuse=True)) == [4]
+    assert sizes(simulate(trials, machine(1, GIB + MEMBER_BYTES), fuse=True)) == [2, 2]
+    # A demand that was fitted to a machine may hold more than its trial asked for.
+    less = [replace(t, asked=GIB - 2 * MEMBER_BYTES) for t in trials]
+    assert sizes(simulate(less, machine(1, GIB), fuse=True)) == [3, 1]
+    # Two start at once, and what is left of their machine is there once.
+    both = simulate(trials, machine(2, 2 * GIB + MEMBER_BYTES), fuse=True)
+    assert sorted(map(len, both.groups[:2])) == [1, 2]
+    assert sorted(span.id for span in both.spans) == ["0", "1", "2", "3"]
 
 
 @settings(max_examples=60, deadline=None)
