@@ -79,7 +79,7 @@ def prepare(
     With --decoded, training reads pixels instead of JPEGs, the same to the bit; results and keys do
     not depend on it. To have the disk back, delete the folder that is named.
     """
-    from sharedenc.data.decoded import find_decoded
+    from sharedenc.data.decoded import find_decoded, other_decoded
 
     pack = _pack(data, cache_dir, rules, out)
     if decoded:
@@ -94,6 +94,8 @@ def prepare(
     click.echo(f"{pack.name}: {pack.root}\ndigest {pack.digest}")
     if pixels is not None:
         click.echo(f"decoded pictures: {pixels}")
+    for folder in other_decoded(pack.root):
+        click.echo(f"decoded by another OpenCV, of no use to this one: {folder}")
     _warn(pack)
 
 

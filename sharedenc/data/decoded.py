@@ -1,13 +1,14 @@
 """The pictures of a pack as plain pixels beside it: more disk, and no JPEG decoder in the loop.
 
-They lie in ``<pack>.decoded``: ``<split>.pixels``, RGB, uint8, one picture after the other, and
-``decoded.json``, which is written last. Every reader of the pack maps them when they are there.
-They are the very pixels that decoding gives, so that no result and no key depends on them; those
-of another version of OpenCV do not count.
+They lie in ``<pack>.decoded-<OpenCV's version>``: ``<split>.pixels``, RGB, uint8, one picture after
+the other, and ``decoded.json``, which is written last. Every reader of the pack maps them when they
+are there. They are the very pixels that decoding gives, so that no result and no key depends on
+them. Those of another OpenCV do not count, and stay: others on this cache may be reading them.
 """
 
 from __future__ import annotations
 
+import glob
 import json
 import logging
 import os
@@ -30,33 +31,54 @@ LISTING = "decoded.json"
 
 
 def decoded_folder(root: Path) -> Path:
-    """Where the decoded pictures of the pack in ``root`` belong."""
-    return root.with_name(f"{root.name}.decoded")
+    """Where the decoded pictures of the pack in ``root`` belong, with this OpenCV."""
+    import cv2
+
+    return root.with_name(f"{root.name}.decoded-{cv2.__version__}")
+
+
+def other_decoded(root: Path) -> list[Path]:
+    """Folders with the pack's pictures as other versions of OpenCV decode them."""
+    found = root.parent.glob(f"{glob.escape(root.name)}.decoded*")
+    return sorted(set(found) - {decoded_folder(root)})
 
 
 def find_decoded(root: Path, digest: str) -> Path | None:
     """Return the folder of a pack's decoded pictures if it is whole and belongs to it."""
     folder = decoded_folder(root)
     try:
+        return folder if _is_whole(folder, digest) else None
+    except OSError as error:
+        log.warning("%s cannot be read now (%s) and is not used", folder, error)
+        return None
+
+
+def _is_whole(folder: Path, digest: str) -> bool:
+    """Whether decoded pictures are there and a pack's; a warning where they are not of use.
+
+    Raises:
+        OSError: that cannot be told.
+    """
+    try:
         listing = json.loads((folder / LISTING).read_text(encoding="utf-8"))
     except FileNotFoundError:
-        return None
-    except (OSError, ValueError) as error:
+        return False
+    except ValueError as error:
         log.warning("%s is damaged (%s) and not used: delete it", folder, error)
-        return None
+        return False
     try:
         sizes = {name: (folder / name).stat().st_size for name in listing["bytes"]}
-    except OSError as error:
+    except (FileNotFoundError, KeyError, TypeError) as error:
         log.warning("%s is damaged (%s) and not used: delete it", folder, error)
-        return None
+        return False
     if listing != _listing(digest, sizes):
         log.warning(
-            "%s is not used: it is damaged, or of other data or another OpenCV. "
+            "%s is not used: it is damaged, or of other data. "
             "`sharedenc data prepare --decoded` makes it anew",
             folder,
         )
-        return None
-    return folder
+        return False
+    return True
 
 
 def decoded_bytes(pack: PackedDataset) -> int:
@@ -77,8 +99,8 @@ def decode_pack(pack: PackedDataset, shown: bool = True) -> Path:
     """
     final = decoded_folder(pack.root)
     with disk_errors_are_told(final.parent), locked(final.parent / f".{final.name}.lock"):
-        if (found := find_decoded(pack.root, pack.digest)) is not None:
-            return found
+        if _is_whole(final, pack.digest):
+            return final
         # Only a process that died can have left either: their lock is ours now.
         building = final.with_name(f".building-{final.name}")
         for old in (building, final):

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
 from collections import namedtuple
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -15,7 +18,7 @@ from click.testing import CliRunner, Result
 from sharedenc.cli import main
 from sharedenc.data import decoded, packing
 from sharedenc.data.batch import eval_batches, train_batches
-from sharedenc.data.decoded import decode_pack, decoded_bytes, decoded_folder
+from sharedenc.data.decoded import decode_pack, decoded_bytes, decoded_folder, find_decoded
 from sharedenc.data.packed import PackedDataset, prepare
 from sharedenc.errors import DataError
 from sharedenc.spec import Recipe
@@ -122,6 +125,43 @@ def test_damaged_or_foreign_ones_are_not_used_and_made_anew(
     assert decode_pack(pack, shown=False) == folder
     assert pixels.read_bytes() == good
     assert json.loads(listing.read_text()) == content
+
+
+def test_two_versions_of_opencv_on_one_cache_leave_each_other_alone(
+    pack: PackedDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours = decode_pack(pack, shown=False)
+    assert ours.name == f"{pack.root.name}.decoded-{cv2.__version__}"
+    files = {path: path.stat().st_ino for path in ours.iterdir()}
+    with monkeypatch.context() as patch:
+        patch.setattr(cv2, "__version__", "4.9.0")
+        reading = PackedDataset.open(pack.root)
+        assert find_decoded(pack.root, pack.digest) is None
+        theirs = decode_pack(reading, shown=False)
+        assert theirs != ours
+        assert find_decoded(pack.root, pack.digest) == theirs
+    assert decode_pack(pack, shown=False) == find_decoded(pack.root, pack.digest) == ours
+    assert {path: path.stat().st_ino for path in ours.iterdir()} == files
+    told = run("data", "prepare", "--data", pack.root)
+    assert f"decoded pictures: {ours}\n" in told.stdout
+    assert f"decoded by another OpenCV, of no use to this one: {theirs}\n" in told.stdout
+
+
+def test_what_cannot_be_read_for_a_moment_is_not_made_anew(
+    pack: PackedDataset, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = decode_pack(pack, shown=False)
+    files = {path: path.stat().st_ino for path in folder.iterdir()}
+
+    def stale(*_: object, **__: object) -> str:
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+    monkeypatch.setattr(Path, "read_text", stale)
+    assert find_decoded(pack.root, pack.digest) is None
+    assert "cannot be read now" in caplog.text
+    with pytest.raises(OSError, match="Stale file handle"):
+        decode_pack(pack, shown=False)
+    assert {path: path.stat().st_ino for path in folder.iterdir()} == files
 
 
 def test_a_pack_that_was_removed_leaves_no_trap(pack: PackedDataset, tmp_path: Path) -> None:
