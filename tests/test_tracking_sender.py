@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -146,6 +147,26 @@ def test_a_server_that_is_away_gets_everything_with_the_end(
     run.end("done")
     assert client.requests[0] == [RUN, ("loss", 1.0, 1), ("loss", 0.5, 2)]
     assert client.ended == "FINISHED"
+
+
+def test_an_end_that_may_not_wait_leaves_the_rest_to_be_delivered(
+    run: MlflowRun, client: Client, tmp_path: Path
+) -> None:
+    client.away = True
+    client.may_answer.set()
+    run.metrics({"loss": 1.0}, 1)
+    started = time.monotonic()
+    run.end("done", wait_s=0.0)
+    assert not run.deliver(0.0)
+    assert time.monotonic() - started < 20.0
+    assert (run.unsent, client.ended) == (3, "")
+    assert len(spooled(tmp_path)) == 3
+    threading.Timer(0.5, lambda: setattr(client, "away", False)).start()
+    assert run.deliver(60.0)
+    assert (run.unsent, client.ended) == (0, "FINISHED")
+    assert client.requests[0] == [RUN, ("loss", 1.0, 1)]
+    assert not (tmp_path / SPOOL).exists()
+    assert run.deliver(0.0)
 
 
 def test_rows_of_two_runs_do_not_share_a_request(client: Client, tmp_path: Path) -> None:

@@ -216,7 +216,10 @@ class MemoryRun:
     def keep_in(self, folder: Path) -> None:
         """Nothing is ever unsent here."""
 
-    def end(self, state: str, reason: str | None = None) -> None:
+    def deliver(self, wait_s: float) -> bool:
+        return True
+
+    def end(self, state: str, reason: str | None = None, *, wait_s: float | None = None) -> None:
         self.tags({STATE: state} | ({REASON: reason} if reason is not None else {}))
         now = int(time.time() * 1000)
         self._tracker._change(self._run_id, status=RUN_STATUS[state], end_ms=now)

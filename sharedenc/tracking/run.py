@@ -39,6 +39,12 @@ END_WAIT_S, STOPPED_WAIT_S = 600.0, 5.0
 """How long the end of a run waits for a server that is away; what is stopped is taken up again."""
 
 
+def end_wait_s(state: str) -> float:
+    """How long the end of a run in this state waits by default for a server that is away."""
+    # Whoever pressed Ctrl-C waits for this; everybody else has time.
+    return STOPPED_WAIT_S if state in ("stopped", "waiting") else END_WAIT_S
+
+
 class MlflowRun:
     """A run on a server, with a queue of messages that have not reached it yet.
 
@@ -114,20 +120,29 @@ class MlflowRun:
             self._unsent[:0] = self._spool.read()
         self._flush()
 
-    def end(self, state: str, reason: str | None = None) -> None:
+    def end(self, state: str, reason: str | None = None, *, wait_s: float | None = None) -> None:
         self.tags({STATE: state} | ({REASON: reason} if reason is not None else {}))
         self._say("end", {"status": RUN_STATUS[state]})
-        # Whoever pressed Ctrl-C waits for this; everybody else has time.
-        brief = state in ("stopped", "waiting")
-        deadline = time.monotonic() + (STOPPED_WAIT_S if brief else END_WAIT_S)
-        pause_s = 1.0
-        while self._unsent and time.monotonic() < deadline:
-            time.sleep(pause_s)
-            pause_s = min(5.0, 1.5 * pause_s)
-            self._flush()
-        if self._unsent:
+        if wait_s is None:
+            wait_s = end_wait_s(state)
+        if not self._wait(wait_s):
             where = self._spool.path if self._spool else "memory, lost when this process ends"
             log.warning("run %s: %d unsent messages are in %s", self.run_id, self.unsent, where)
+
+    def deliver(self, wait_s: float) -> bool:
+        if self._unsent:
+            self._flush()
+        return self._wait(wait_s)
+
+    def _wait(self, wait_s: float) -> bool:
+        """Try again for so long to send what waits; False if some of it waits still."""
+        deadline = time.monotonic() + wait_s
+        pause_s = 1.0
+        while self._unsent and (left_s := deadline - time.monotonic()) > 0:
+            time.sleep(min(pause_s, left_s))
+            pause_s = min(5.0, 1.5 * pause_s)
+            self._flush()
+        return not self._unsent
 
     def _say(
         self, kind: str, values: dict[str, Any], *, step: int = 0, at_ms: int | None = None

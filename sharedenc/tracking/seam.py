@@ -125,7 +125,17 @@ class RunHandle(Protocol):
     def keep_in(self, folder: Path) -> None:
         """Name the folder that keeps unsent messages; send what an earlier attempt left there."""
 
-    def end(self, state: str, reason: str | None = None) -> None: ...
+    def end(self, state: str, reason: str | None = None, *, wait_s: float | None = None) -> None:
+        """Say how the run ended; for a server that is away this waits up to ``wait_s``.
+
+        By default that is minutes, or seconds where the run is stopped and taken up again.
+        """
+
+    def deliver(self, wait_s: float) -> bool:
+        """Send what is unsent, waiting up to so long for a server that is away; True if all went.
+
+        For a run whose :meth:`end` was not to wait; files stay where they are until this returns.
+        """
 
 
 class Tracker(Protocol):

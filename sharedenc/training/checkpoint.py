@@ -15,6 +15,7 @@ from torch import Tensor
 from sharedenc.errors import CheckpointError, SharedencError
 from sharedenc.files import write_atomic
 from sharedenc.models.build import build_network
+from sharedenc.models.encoders import Encoder
 from sharedenc.models.network import Network
 from sharedenc.models.plugins import load_entry_points, load_plugin
 from sharedenc.spec import BACKBONES
@@ -22,6 +23,16 @@ from sharedenc.spec import BACKBONES
 BEST = "best.safetensors"
 META = "sharedenc"
 ENCODER = "encoder."
+
+
+class OtherEncoderError(SharedencError):
+    """Saved tensors are those of another encoder than the one that several trials share.
+
+    A trial of which that is so goes on alone, as after a fault of the machine.
+    """
+
+    exit_code = CheckpointError.exit_code
+    kind = "machine"
 
 
 def save_network(network: Network, path: Path, meta: Mapping[str, Any]) -> None:
@@ -33,12 +44,17 @@ def save_network(network: Network, path: Path, meta: Mapping[str, Any]) -> None:
     write_atomic(path, network_bytes(network_tensors(network), meta))
 
 
-def network_tensors(network: Network) -> dict[str, Tensor]:
-    """A copy of a network's state dict on the CPU, in torch's plain memory format."""
+def network_tensors(network: Network, *, encoder: bool = True) -> dict[str, Tensor]:
+    """A copy of a network's state dict on the CPU, in torch's plain memory format.
+
+    Args:
+        encoder: Whether the encoder's tensors are to be among them.
+    """
     plain = torch.contiguous_format
     return {
         name: tensor.detach().to("cpu", copy=True, memory_format=plain)
         for name, tensor in network.state_dict().items()
+        if encoder or not name.startswith(ENCODER)
     }
 
 
@@ -98,6 +114,32 @@ def load_state(network: Network, state: Mapping[str, Tensor], path: Path) -> Non
         network.load_state_dict(state)
     except RuntimeError as error:
         raise CheckpointError(f"checkpoint {path} is of another network: {error}") from error
+
+
+def check_encoder(encoder: Encoder, state: Mapping[str, Tensor], where: object) -> None:
+    """Raise OtherEncoderError unless a network's saved state has this encoder, to the bit.
+
+    Args:
+        where: What holds the state, for the error.
+    """
+    saved = {name: tensor for name, tensor in state.items() if name.startswith(ENCODER)}
+    present = {ENCODER + name: tensor for name, tensor in encoder.state_dict().items()}
+    if saved.keys() == present.keys() and all(
+        _same_bits(tensor, saved[name]) for name, tensor in present.items()
+    ):
+        return
+    raise OtherEncoderError(
+        f"{where} holds another encoder than the one that several trials train on here, as "
+        "statistics of another machine may make it. Let the trial go on alone."
+    )
+
+
+def _same_bits(first: Tensor, second: Tensor) -> bool:
+    """Whether two tensors hold the same bytes, on whatever device and in whatever layout."""
+    if first.dtype != second.dtype or first.shape != second.shape:
+        return False
+    flat = [t.detach().cpu().contiguous().reshape(-1).view(torch.uint8) for t in (first, second)]
+    return flat[0].equal(flat[1])
 
 
 def encoder_state(path: Path, backbone: str) -> dict[str, Tensor]:

@@ -85,7 +85,7 @@ class EpochReport:
     """What one epoch gave: ``epoch`` counts from 1 to at most ``epochs``.
 
     ``metrics`` has the trial's ``score`` among them; ``rank`` is what brackets compare; ``at_ms``
-    is when the epoch ended (epoch ms).
+    is when the epoch ended (epoch ms); ``members`` trials trained it together.
     """
 
     epoch: int
@@ -94,6 +94,7 @@ class EpochReport:
     seconds: float
     at_ms: int | None = None
     rank: float = math.nan
+    members: int = 1
 
 
 OnEpoch = Callable[[EpochReport], bool]

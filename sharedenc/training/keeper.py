@@ -128,10 +128,22 @@ class Keeper:
 
     # --- while training ---
 
-    def keep_best(self, network: Network, meta: Mapping[str, Any]) -> None:
-        """Remember the network as it is now; written with the next state."""
-        tensors, meta = network_tensors(network), dict(meta)
-        self._waiting = lambda: network_bytes(tensors, meta)
+    def keep_best(
+        self, network: Network, meta: Mapping[str, Any], *, encoder_changes: bool = True
+    ) -> None:
+        """Remember the network as it is now; written with the next state.
+
+        Of an encoder that never changes no copy waits: it is read when the file is written.
+        """
+        meta = dict(meta)
+        kept = network_tensors(network, encoder=encoder_changes)
+
+        def content() -> bytes:
+            # In the order of the network's names, whatever was kept of it.
+            whole = kept if encoder_changes else network_tensors(network) | kept
+            return network_bytes(whole, meta)
+
+        self._waiting = content
 
     def after_step(self, state: Callable[[], State]) -> None:
         """Take note of a training step; save when it is time."""

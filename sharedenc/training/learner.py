@@ -16,6 +16,7 @@ from sharedenc.data.batch import Batch
 from sharedenc.errors import NonFiniteLossError
 from sharedenc.models.network import Network
 from sharedenc.spec import Numerics, Recipe
+from sharedenc.training.checkpoint import check_encoder
 from sharedenc.training.job import EpochReport, OnEpoch
 from sharedenc.training.keeper import Keeper
 from sharedenc.training.loss_reader import LossReader
@@ -29,8 +30,8 @@ class Progress:
     """How far a trial is: epochs done, the best of them, and a row of metrics for each.
 
     ``said_ms`` is when each row was first told (epoch ms; None: not known), ``epoch_s`` what each
-    took. ``step``, ``images``, ``sums`` (of losses over images) and ``train_s`` belong to the epoch
-    that is being trained.
+    took, ``members`` how many trained it together (both 0: not known). ``step``, ``images``,
+    ``sums`` (of losses over images) and ``train_s`` belong to the epoch that is being trained.
     """
 
     epoch: int = 0
@@ -38,6 +39,7 @@ class Progress:
     history: list[dict[str, float]] = field(default_factory=list)
     said_ms: list[int | None] = field(default_factory=list)
     epoch_s: list[float] = field(default_factory=list)
+    members: list[int] = field(default_factory=list)
     seconds: float = 0.0
     step: int = 0
     images: int = 0
@@ -45,13 +47,14 @@ class Progress:
     train_s: float = 0.0
     end: Literal["", "done", "stopped"] = ""
 
-    def end_epoch(self, metrics: dict[str, float], seconds: float) -> None:
+    def end_epoch(self, metrics: dict[str, float], seconds: float, members: int = 1) -> None:
         """Take note of a whole epoch and begin to count the next one."""
         self.epoch += 1
         self.seconds += seconds
         self.history.append(metrics)
         self.said_ms.append(int(time.time() * 1000))
         self.epoch_s.append(seconds)
+        self.members.append(members)
         self.step = self.images = 0
         self.sums = {}
         self.train_s = 0.0
@@ -87,6 +90,7 @@ class Learner:
         keeper: Keeper,
         keep_best: Callable[[], None],
         state: Mapping[str, Any] | None = None,
+        beside: bool = False,
     ) -> None:
         """
         Args:
@@ -96,6 +100,11 @@ class Learner:
             keeper: Saves the state when it is time, and at the end.
             keep_best: Called when the validation loss is the lowest so far.
             state: What the keeper loaded, to go on from.
+            beside: Whether others train on the same encoder, which then has to be that of the
+                state.
+
+        Raises:
+            OtherEncoderError: it is not.
         """
         self.network, self.name, self.recipe, self.numerics = network, name, recipe, numerics
         self.error: Exception | None = None
@@ -111,6 +120,9 @@ class Learner:
         self._anchors = None if head is None else head.anchors(recipe.image_px)
         self.progress = Progress()
         if state is not None:
+            if beside and "network" in state:
+                where = f"the saved state of {name}"
+                check_encoder(network.encoder, state["network"], where)
             self._restore(state)
             self.spent_s = self.progress.seconds + self.progress.train_s
 
@@ -152,12 +164,15 @@ class Learner:
         """Save the state when it is time."""
         self._keeper.after_step(self._state)
 
-    def end_epoch(self, validated: Mapping[str, float], validated_s: float) -> None:
+    def end_epoch(
+        self, validated: Mapping[str, float], validated_s: float, *, members: int = 1
+    ) -> None:
         """Schedule, early stop, the best network if this is it, the report, the state.
 
         Args:
             validated: Metrics without prefix, ``loss`` among them.
             validated_s: What the validation took.
+            members: How many trained this epoch together, this one among them.
         """
         started = time.monotonic()
         self._read_losses(all=True)
@@ -175,10 +190,12 @@ class Learner:
         metrics |= {f"val/{key}": value for key, value in validated.items()}
         metrics |= {"lr": used_lr, "images_per_s": progress.images / progress.train_s}
         seconds = progress.train_s + validated_s + time.monotonic() - started
-        progress.end_epoch(metrics, seconds)
+        progress.end_epoch(metrics, seconds, members)
         # Told before the state is kept: an epoch that nobody was told of is trained again.
-        at_ms = progress.said_ms[-1]
-        cut = self._on_epoch(EpochReport(epoch, self.recipe.epochs, metrics, seconds, at_ms))
+        report = EpochReport(
+            epoch, self.recipe.epochs, metrics, seconds, progress.said_ms[-1], members=members
+        )
+        cut = self._on_epoch(report)
         if epoch >= self.recipe.epochs or self._stopper.should_stop:
             progress.end = "done"
         elif cut:
@@ -227,7 +244,9 @@ class Learner:
             self._schedule.load_state_dict(state["schedule"])
             self._stopper.load_state_dict(state["stopper"])
             set_rng_state(state["rng"], self.device)
-        self.progress = Progress(**{item.name: state[item.name] for item in fields(Progress)})
+        # States of before members were counted do not have them.
+        known = {"members": [0] * state["epoch"], **state}
+        self.progress = Progress(**{item.name: known[item.name] for item in fields(Progress)})
         # A trial that was cut goes on when it is asked for again.
         self.progress.end = "done" if state["end"] == "done" else ""
 

@@ -11,6 +11,8 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
+import torch
+
 from sharedenc.data.batch import Batch
 from sharedenc.spec import Numerics
 from sharedenc.training.job import TrialStoppedError
@@ -115,10 +117,14 @@ def train_epoch(
 ) -> None:
     """Take one step per batch with each learner that has come to it.
 
+    On a CPU each is charged its own step. On a GPU a step is only queued, and the next one to read
+    its losses waits for what all have queued: there a batch is charged in equal parts.
+
     Args:
         learners: In one epoch; the first batch is the next one of those that are furthest behind.
         on_failure: Called when a learner has raised something.
     """
+    queued = torch.device(device).type != "cpu"
     for one in learners:
         one.network.train()
     before = min((one.progress.step for one in learners), default=0)
@@ -130,17 +136,34 @@ def train_epoch(
                 return
             continue
         maps = encode(active[0].network, batch.images, numerics)
-        shared_s = shares.charge(active)
+        shared_s = 0.0 if queued else shares.charge(active)
+        here = active
         for one in active:
             with kept_apart(one):
                 one.step(maps, batch)
-            one.progress.train_s += shared_s + shares.charge([one])
+            if not queued:
+                one.progress.train_s += shared_s + shares.charge([one])
+            if not one.trains:
+                if queued:
+                    _charge_training(here, shares)
+                    here = [other for other in active if other.trains]
+                on_failure()
+        if queued and here:
+            _charge_training(here, shares)
+        for one in active:
             if one.trains:
                 with kept_apart(one):
                     one.after_step()
                 shares.charge([one])
-            if not one.trains:
-                on_failure()
+                if not one.trains:
+                    on_failure()
+
+
+def _charge_training(learners: Sequence[Learner], shares: Shares) -> None:
+    """Charge these for what they have trained at once, in equal parts."""
+    part = shares.charge(learners)
+    for one in learners:
+        one.progress.train_s += part
 
 
 def _end_epoch(
@@ -153,7 +176,7 @@ def _end_epoch(
         with kept_apart(one):
             if isinstance(metrics, Exception):
                 raise metrics
-            one.end_epoch(metrics, validated_s)
+            one.end_epoch(metrics, validated_s, members=len(learners))
         shares.charge([one])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from sharedenc.storage import open_storage
 from sharedenc.tracking import RunHandle
 from sharedenc.training import checkpoint, memory
 from sharedenc.training.device import device_name
+from sharedenc.training.fusion import fusion_key
 from sharedenc.training.initialise import count, open_pack
 from sharedenc.training.interval import Interval
 from sharedenc.training.job import (
@@ -33,12 +35,15 @@ from sharedenc.training.numerics import place
 from sharedenc.training.record import Rows, network_meta, trial_result, upload
 from sharedenc.training.software import software
 
+TOGETHER = "sharedenc.together"
+"""Tag of a run: a JSON list of all runs that it last trained beside, its own too; empty alone."""
+
 
 class Member:
     """A trial of a group. It is begun, opened, built, trained by `fit`, and finished.
 
     ``epochs`` are those done, of earlier attempts too; ``fixed_bytes`` is the memory that does not
-    depend on the batch, once that is known.
+    depend on the batch, once that is known; ``built`` says that there is a ``learner``.
     """
 
     pack: PackedDataset
@@ -48,10 +53,15 @@ class Member:
         self.job, self.run = job, run
         self.epochs = 0
         self.fixed_bytes = 0
+        self.built = False
         self._on_epoch = on_epoch
 
-    def begin(self) -> None:
-        """Tell the run what is to be trained, and where."""
+    def begin(self, together: Sequence[str]) -> None:
+        """Tell the run what is to be trained, where, and with which other runs.
+
+        Args:
+            together: All runs of the group, its own among them.
+        """
         self.run.keep_in(self.job.work_dir)
         self.run.tags(
             {
@@ -59,6 +69,8 @@ class Member:
                 "sharedenc.reason": "",
                 "sharedenc.device_name": device_name(self.job.device),
                 "sharedenc.software": software(),
+                # An earlier attempt may have had others.
+                TOGETHER: json.dumps(list(together)) if len(together) > 1 else "",
             }
         )
         self.run.params(trial_params(self.job.trial))
@@ -73,8 +85,15 @@ class Member:
             self.epochs = self._state["epoch"]
         self.pack = open_pack(self.job)
 
-    def build(self, network: Network) -> None:
-        """Take a network to train, put it where its state says, and tell the run what it lacks."""
+    def build(self, network: Network, *, beside: bool = False) -> None:
+        """Take a network to train, put it where its state says, and tell the run what it lacks.
+
+        Args:
+            beside: Whether others have the same encoder.
+
+        Raises:
+            OtherEncoderError: they do, and the state is of another one.
+        """
         job, state = self.job, self._state
         self._parameters = count(network)
         self.fixed_bytes = memory.fixed_bytes(self._parameters)
@@ -82,6 +101,7 @@ class Member:
         if state is not None:
             self._rows.say_history(state["history"], state["said_ms"])
         meta = network_meta(job, self.pack)
+        encoder_changes = fusion_key(job.trial, job.trial.parent_key) is None
         self.learner = Learner(
             network,
             name=job.trial.cell.name,
@@ -90,16 +110,29 @@ class Member:
             numerics=job.trial.numerics,
             on_epoch=self._tell,
             keeper=self._keeper,
-            keep_best=lambda: self._keeper.keep_best(network, meta),
+            keep_best=lambda: self._keeper.keep_best(
+                network, meta, encoder_changes=encoder_changes
+            ),
             state=state,
+            beside=beside,
         )
+        self.built = True
         self._state = None
 
-    def load_best(self) -> None:
-        """Publish the best network; a trial that is done goes on with it, to its test."""
+    def load_best(self, *, beside: bool = False) -> None:
+        """Publish the best network; a trial that is done goes on with it, to its test.
+
+        Args:
+            beside: Whether others that have not ended have the same encoder.
+
+        Raises:
+            OtherEncoderError: they do, and that of the best network is another one.
+        """
         best = self._keeper.publish_best()
         if self.done and (self.job.test or self.job.predictions):
             tensors, _ = checkpoint.read_checkpoint(best)
+            if beside:
+                checkpoint.check_encoder(self.learner.network.encoder, tensors, best)
             checkpoint.load_state(self.learner.network, tensors, best)
 
     @property
@@ -126,8 +159,13 @@ class Member:
         """Tell the run how it went, and upload what the layout of a run asks for."""
         learner = self.learner
         result = trial_result(self.job, learner.progress, self._parameters, test, learner.spent_s)
-        took = [seconds for seconds in learner.progress.epoch_s if seconds > 0]
-        self._rows.say_end(result, sum(took) / len(took) if took else None)
+        known = {
+            "epoch_s": [seconds for seconds in learner.progress.epoch_s if seconds > 0],
+            # Of what is made once for all: what a trial would take alone follows from both.
+            "epoch_share": [1.0 / members for members in learner.progress.members if members > 0],
+        }
+        means = {name: sum(each) / len(each) for name, each in known.items() if each}
+        self._rows.say_end(result, means)
         if result.state == "done":
             if self.job.keep:
                 upload(self.job, self.run, result, pages)

@@ -57,15 +57,18 @@ class Rows:
         for epoch, (metrics, at_ms) in enumerate(zip(history, said_ms, strict=True), start=1):
             self.say(epoch, metrics, at_ms)
 
-    def say_end(self, result: TrialResult, epoch_s: float | None) -> None:
-        """Send what is known at the end; a trial that was cut may go on, so its end is none."""
+    def say_end(self, result: TrialResult, means: Mapping[str, float]) -> None:
+        """Send what is known at the end; a trial that was cut may go on, so its end is none.
+
+        Args:
+            means: Over epochs, of what is known of them.
+        """
         took = {
             "seconds": result.seconds,
             "peak_memory_bytes": result.peak_memory_bytes,
             "best_epoch": result.best_epoch,
+            **means,
         }
-        if epoch_s is not None:
-            took["epoch_s"] = epoch_s
         if result.state != "done":
             self._run.metrics(took, step=result.epochs)
             return
@@ -149,15 +152,17 @@ def end_run(
     *,
     epochs_done: int,
     fixed_bytes: int,
+    wait_s: float | None = None,
 ) -> Outcome:
     """Give a run its named end, whatever the trial gave or raised; never raises an `Exception`.
 
     Args:
         fixed_bytes: Memory of the trial that does not depend on its batch.
+        wait_s: How long to wait for a tracking server that is away; see `RunHandle.end`.
     """
     try:
         if isinstance(ending, TrialResult):
-            run.end(ending.state)
+            run.end(ending.state, wait_s=wait_s)
             return Outcome(
                 ending.state,
                 result=ending,
@@ -166,7 +171,7 @@ def end_run(
             )
         if isinstance(ending, TrialStoppedError):
             reason = str(ending)
-            run.end("stopped", reason)
+            run.end("stopped", reason, wait_s=wait_s)
             return Outcome(
                 "preempted" if reason.startswith(PREEMPTED) else "stopped",
                 reason=reason,
@@ -176,11 +181,16 @@ def end_run(
         error = ending
     except Exception as second:
         error = second
-    return _failed(error, job, run, epochs_done, fixed_bytes)
+    return _failed(error, job, run, epochs_done, fixed_bytes, wait_s)
 
 
 def _failed(
-    error: Exception, job: TrialJob, run: RunHandle, epochs_done: int, fixed_bytes: int
+    error: Exception,
+    job: TrialJob,
+    run: RunHandle,
+    epochs_done: int,
+    fixed_bytes: int,
+    wait_s: float | None,
 ) -> Outcome:
     kind = failure_kind(error)
     reason = str(error) or type(error).__name__
@@ -201,7 +211,7 @@ def _failed(
             )
     try:
         run.tags({"sharedenc.failure_kind": kind, "sharedenc.traceback": trace})
-        run.end("failed", reason)
+        run.end("failed", reason, wait_s=wait_s)
     except Exception as second:
         # The trial's own failure matters more than that of telling it.
         trace += f"\nand its end could not be recorded: {second}"

@@ -7,10 +7,10 @@ and gives what it would give alone, to the bit in float32 on a CPU. A trial alon
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
+import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from sharedenc.data.batch import train_batches
 from sharedenc.data.loaders import Loaders
@@ -19,6 +19,7 @@ from sharedenc.errors import SpecError
 from sharedenc.evaluation.evaluate import SUMMARY, evaluate_members
 from sharedenc.evaluation.taps import TapCache, open_taps
 from sharedenc.tracking import RunHandle
+from sharedenc.tracking.run import end_wait_s
 from sharedenc.training import memory
 from sharedenc.training.allocator import freed_memory_kept
 from sharedenc.training.fusion import fusion_key
@@ -32,8 +33,8 @@ from sharedenc.training.record import end_run
 
 log = logging.getLogger(__name__)
 
-TOGETHER = "sharedenc.together"
-"""Tag of a run that trained beside others: a JSON list of all their runs, its own among them."""
+LOOK_S = 5.0
+"""How often what waits for a server looks whether it is to stop."""
 
 Ending = TrialResult | Exception
 OnEnding = Callable[[Member, Ending], None]
@@ -65,16 +66,22 @@ def run_together(
     _check_group(jobs)
     members = [Member(*parts) for parts in zip(jobs, runs, on_epochs, strict=True)]
     outcomes: dict[int, Outcome] = {}
+    late = _Late(jobs)
 
     def record(member: Member, ending: Ending) -> None:
         index = members.index(member)
+        last = len(outcomes) + 1 == len(jobs)
         outcomes[index] = end_run(
             ending,
             member.job,
             member.run,
             epochs_done=member.epochs,
             fixed_bytes=member.fixed_bytes,
+            # The others would stand still for as long as this one waits for its server.
+            wait_s=late.wait_s(last=last),
         )
+        if not last:
+            late.add(member.run, outcomes[index].state)
         if on_end is not None:
             on_end(index, outcomes[index])
 
@@ -82,14 +89,13 @@ def run_together(
         begun = []
         for member in members:
             try:
-                member.begin()
-                if len(members) > 1:
-                    member.run.tags({TOGETHER: json.dumps([run.run_id for run in runs])})
+                member.begin([run.run_id for run in runs])
             except Exception as error:
                 record(member, error)
             else:
                 begun.append(member)
         train_group(begun, record)
+        late.deliver()
     except (KeyboardInterrupt, SystemExit) as error:
         for index, run in enumerate(runs):
             if index not in outcomes:
@@ -103,6 +109,52 @@ def _end_interrupted(run: RunHandle, error: BaseException) -> None:
         run.end("stopped", f"interrupted ({type(error).__name__})")
     except Exception as second:
         log.warning("the end of run %s could not be recorded: %s", run.run_id, second)
+
+
+class _Late:
+    """Runs that ended before the last one did, and what their server has not got yet.
+
+    That is on the disk, as what a single trial has not sent; and it is sent with the same patience,
+    once nobody stands still for it.
+    """
+
+    def __init__(self, jobs: Sequence[TrialJob]) -> None:
+        self._stops = _stops(jobs)
+        self._runs: list[tuple[RunHandle, float]] = []
+        self._since = 0.0
+
+    def wait_s(self, *, last: bool) -> float | None:
+        """How long the end of a run may wait, see `RunHandle.end`; the last one as if alone."""
+        if not last:
+            return 0.0
+        self._since = time.monotonic()
+        return None
+
+    def add(self, run: RunHandle, state: str) -> None:
+        """Take note of a run that has ended in this state, and did not wait."""
+        self._runs.append((run, end_wait_s("stopped" if state == "preempted" else state)))
+
+    def deliver(self) -> None:
+        """Send what is left, in the time that the last one had too; briefly after a stop."""
+        for run, wait_s in self._runs:
+            deadline = self._since + wait_s
+            try:
+                sent = run.deliver(0.0)
+                while not sent and (pause_s := self._pause_s(deadline)):
+                    sent = run.deliver(pause_s)
+            except Exception as error:
+                log.warning("run %s: what it told could not be sent: %s", run.run_id, error)
+
+    def _pause_s(self, deadline: float) -> float:
+        """How long to wait before looking again whether all are to stop; 0: no longer."""
+        if any(stop() for stop in self._stops):
+            return 0.0
+        return min(max(deadline - time.monotonic(), 0.0), LOOK_S)
+
+
+def _stops(jobs: Iterable[TrialJob]) -> list[Callable[[], str]]:
+    """What stops these; a function that stops several of them is there once."""
+    return list({id(job.stop): job.stop for job in jobs}.values())
 
 
 def _check_group(jobs: Sequence[TrialJob]) -> None:
@@ -136,8 +188,7 @@ class _Group:
     def __init__(self, members: Sequence[Member], on_ending: OnEnding) -> None:
         self._left = list(members)
         self._on_ending = on_ending
-        # A function that stops several jobs is asked once.
-        self._stops = {id(member.job.stop): member.job.stop for member in members}.values()
+        self._stops = _stops(member.job for member in members)
         most = max((member.job.workers for member in members), default=0)
         self._loaders = {split: Loaders(most) for split in ("train", "val", "test")}
         self._shares = Shares()
@@ -207,12 +258,13 @@ class _Group:
         """Build one encoder, and each member's heads on it."""
         if not self._left:
             return
-        first = self._left[0]
+        members = list(self._left)
+        first = members[0]
         network = initial_network(first.job, first.pack)
-        for member in list(self._left):
+        for member in members:
             with self._kept_apart(member):
                 own = network if member is first else network_on(network.encoder, member)
-                member.build(own)
+                member.build(own, beside=len(members) > 1)
 
     def _check_stop(self) -> None:
         for stop in self._stops:
@@ -251,7 +303,7 @@ class _Group:
             with self._kept_apart(member):
                 if member.learner.error is not None:
                     raise member.learner.error
-                member.load_best()
+                member.load_best(beside=len(self._left) > 1)
                 ready.append(member)
             self._shares.charge([member.learner])
         tested = [member for member in ready if member.done and member.job.test]
@@ -277,6 +329,9 @@ class _Group:
     def _end(self, member: Member, ending: Ending) -> None:
         self._left.remove(member)
         self._on_ending(member, ending)
+        if member.built:
+            # Nobody else is to be charged for how long it took to tell that.
+            self._shares.charge([member.learner])
         if isinstance(ending, Exception):
             # What its step had made would otherwise stay until all others have ended.
             traceback.clear_frames(ending.__traceback__)

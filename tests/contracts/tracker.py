@@ -59,7 +59,8 @@ class TrackerContract:
             run = tracker.resume(waiting.run_id)
             assert run.run_id == waiting.run_id
             assert tracker.runs(study)[-1].status == "RUNNING"
-            run.end(state, "because" if state == "failed" else None)
+            run.end(state, "because" if state == "failed" else None, wait_s=1.0)
+            assert run.deliver(1.0)
         records = tracker.runs(study)[1:]
         assert {r.tags["sharedenc.state"]: r.status for r in records} == expected
         assert all(r.end_ms is not None and r.end_ms >= r.start_ms for r in records)

@@ -17,8 +17,9 @@ import torch
 from torch import nn
 
 from sharedenc.errors import CheckpointError, SpecError
+from sharedenc.models.build import build_network
 from sharedenc.storage import FolderStorage, StorageError
-from sharedenc.training.checkpoint import read_checkpoint
+from sharedenc.training.checkpoint import network_bytes, network_tensors, read_checkpoint
 from sharedenc.training.interval import Interval
 from sharedenc.training.keeper import Keeper, fetch_best, has_state
 from sharedenc.training.state_file import DamagedStateError, StateName, read_state, write_state
@@ -116,6 +117,34 @@ def test_a_damaged_generation_is_set_aside_and_the_older_one_taken(
     assert loaded(tmp_path) == (2, 2.0)
     saved(tmp_path, 4)
     assert loaded(tmp_path) == (4, 4.0)
+
+
+def test_a_frozen_encoder_does_not_wait_in_memory_with_the_best_heads(tmp_path: Path) -> None:
+    """Many trials may wait at once, and all of them have the same encoder."""
+    whole = build_network("resnet18", ["det", "seg"], 3, seed=0)
+    meta = {"epoch": 1}
+    expected = network_bytes(network_tensors(whole), meta)
+    for folder, frozen in ((tmp_path / "whole", False), (tmp_path / "heads", True)):
+        keeper = Keeper(folder, KEY)
+        keeper.keep_best(whole, meta, encoder_changes=not frozen)
+        assert whole.det_head is not None
+        parameter = next(whole.det_head.parameters())
+        before = parameter.detach().clone()
+        with torch.no_grad():
+            parameter.add_(1.0)
+        keeper.save(state(1))
+        assert keeper.publish_best().read_bytes() == expected
+        with torch.no_grad():
+            parameter.copy_(before)
+    keeper = Keeper(tmp_path / "third", KEY)
+    keeper.keep_best(whole, meta, encoder_changes=False)
+    statistic = next(whole.encoder.buffers())
+    statistic.add_(1.0)
+    keeper.save(state(1))
+    # What is written is the encoder as it is then: no copy of it was made before.
+    tensors, _ = read_checkpoint(keeper.publish_best())
+    name = next(name for name, _ in whole.named_buffers())
+    assert tensors[name].equal(statistic)
 
 
 def test_without_a_whole_generation_a_trial_begins_anew(tmp_path: Path) -> None:

@@ -217,6 +217,19 @@ def test_a_training_that_is_cut_goes_on_when_it_is_asked_for_again(
     assert_same_bits(whole[1], network)
 
 
+def test_a_state_of_before_members_were_counted_is_taken_up(
+    tmp_path: Path, whole: tuple[Path, Any, Progress]
+) -> None:
+    train(tmp_path, make_network(), cut_after=5)
+    (path,) = tmp_path.glob("state-*")
+    content = read_state(path)
+    assert content.pop("members") == [1] * 5
+    write_state(path, content)
+    progress = train(tmp_path, make_network())
+    assert progress.members == [0] * 5 + [1] * 5
+    assert without_speed(progress) == without_speed(whole[2])
+
+
 def test_numbers_that_a_plugin_draws_are_the_same_after_a_stop(tmp_path: Path) -> None:
     device = torch.device("cpu")
     write_state(tmp_path / "state", rng_state(device))

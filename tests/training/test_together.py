@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -16,9 +17,11 @@ from sharedenc.models.build import build_network
 from sharedenc.models.encoders import Encoder
 from sharedenc.models.freeze import apply_freeze
 from sharedenc.spec import TASKS, Trial
+from sharedenc.tracking.memory import MemoryRun
 from sharedenc.training.job import EpochReport, Outcome
-from sharedenc.training.learner import Learner
+from sharedenc.training.learner import Learner, Progress
 from sharedenc.training.loop import Shares
+from sharedenc.training.together import LOOK_S
 from tests.training.trials import Bench, Stop, comparable
 
 if TYPE_CHECKING:
@@ -167,7 +170,7 @@ def test_a_group_draws_its_own_pages(bench: Bench) -> None:
         assert alone.state == "done"
         path = bench.tracker.folder / single.run_id / "predictions/page.png"
         assert path.read_bytes() == page
-        assert "sharedenc.together" not in single.tags
+        assert single.tags["sharedenc.together"] == ""
 
 
 def test_members_go_on_from_different_places(bench: Bench, alone: Alone) -> None:
@@ -306,9 +309,9 @@ def test_a_head_that_raises_ends_one_only(
 
     build = Member.build
 
-    def with_a_bug(member: Member, network: Any) -> None:
+    def with_a_bug(member: Member, network: Any, **more: Any) -> None:
         """One head breaks in its fourth step, another in the second validation."""
-        build(member, network)
+        build(member, network, **more)
         calls = 0
 
         def count(head: torch.nn.Module, *_: Any) -> None:
@@ -408,6 +411,168 @@ def test_a_step_of_frozen_heads_draws_no_random_numbers(backbone: str) -> None:
     assert torch.get_rng_state().equal(before)
 
 
+class Ends:
+    """Notes the ends of runs whose server is away until it has been asked so many times."""
+
+    def __init__(self, patch: pytest.MonkeyPatch, asks: int = 0) -> None:
+        self.told: list[tuple[str, str, float | None]] = []
+        self._asks, self._end = asks, MemoryRun.end
+        patch.setattr(MemoryRun, "end", lambda run, *parts, **more: self.end(run, *parts, **more))
+        patch.setattr(MemoryRun, "deliver", lambda run, wait_s: self.deliver(run, wait_s))
+
+    def end(
+        self,
+        run: MemoryRun,
+        state: str,
+        reason: str | None = None,
+        *,
+        wait_s: float | None = None,
+    ) -> None:
+        self.told.append((state, run.run_id, wait_s))
+        self._end(run, state, reason)
+
+    def deliver(self, run: MemoryRun, wait_s: float) -> bool:
+        self.told.append(("deliver", run.run_id, wait_s))
+        self._asks -= 1
+        return self._asks < 0
+
+
+def of_lengths(bench: Bench, *epochs: int) -> list[Trial]:
+    cell = f"{SMALL}/share-frozen/seg"
+    return [bench.trial(cell, lr=(n + 1) * 1e-3, epochs=e) for n, e in enumerate(epochs)]
+
+
+def test_nobody_waits_for_the_server_of_another_until_all_have_ended(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ends = Ends(monkeypatch, asks=2)
+    _, records = bench.together(of_lengths(bench, 1, 1, 2), "t", test=False, **NO_PAGES)
+    first, second, last = (record.run_id for record in records)
+    # The last of them ends as one that trains alone; then the others get that time, too.
+    assert ends.told[:3] == [("done", first, 0.0), ("done", second, 0.0), ("done", last, None)]
+    assert [run for _, run, _ in ends.told[3:]] == [first, first, first, second]
+    assert [wait_s for *_, wait_s in ends.told[3:]] == [0.0, LOOK_S, LOOK_S, 0.0]
+
+
+def test_what_is_told_to_stop_does_not_wait_for_a_server(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ends = Ends(monkeypatch, asks=1000)
+    stop = Stop(STEPS + VAL_BATCHES + 2, "preempted: node", lasting=True)
+    bench.together(of_lengths(bench, 1, 2, 2), "t", stop=stop, test=False, **NO_PAGES)
+    assert [state for state, *_ in ends.told[:3]] == ["done", "stopped", "stopped"]
+    # Each is tried once more, and none of them waits.
+    assert [(state, wait_s) for state, _, wait_s in ends.told[3:]] == [("deliver", 0.0)] * 2
+
+
+def test_what_an_end_takes_is_charged_to_the_one_that_ends(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sharedenc.training import together
+
+    now = 0.0
+
+    def clock() -> float:
+        nonlocal now
+        now += 1.0
+        return now
+
+    def on_end(index: int, outcome: Outcome) -> None:
+        """As a worker whose driver is slow to answer."""
+        nonlocal now
+        now += 1e6
+
+    monkeypatch.setattr(together, "Shares", lambda: Shares(clock))
+    outcomes, _ = bench.together(of_lengths(bench, 1, 1, 2), "t", on_end=on_end, **NO_PAGES)
+    seconds = [outcome.result.seconds for outcome in outcomes if outcome.result is not None]
+    assert len(seconds) == 3
+    assert max(seconds) < 1e4
+
+
+def test_a_run_says_how_many_trained_each_epoch(bench: Bench) -> None:
+    trials = of_lengths(bench, 1, 3)
+    told: list[list[int]] = [[], []]
+
+    def listener(index: int) -> Callable[[EpochReport], bool]:
+        def on_epoch(report: EpochReport) -> bool:
+            told[index].append(report.members)
+            return False
+
+        return on_epoch
+
+    _, records = bench.together(trials, "t", [listener(0), listener(1)], **NO_PAGES)
+    assert told == [[2], [2, 1, 1]]
+    shares = [record.metrics["epoch_share"] for record in records]
+    assert shares == pytest.approx([1 / 2, (1 / 2 + 1 + 1) / 3])
+    assert "epoch_share" in bench.run(trials[0], "alone", **NO_PAGES)[1].metrics
+
+
+def test_only_those_of_one_epoch_count_as_its_members(bench: Bench) -> None:
+    """One that is an epoch further waits for the other, which trains that epoch alone."""
+    trials = of_lengths(bench, 2, 3)
+    first_epoch = STEPS + VAL_BATCHES
+    bench.run(trials[1], "t/1", stop=Stop(first_epoch + 1, "SIGTERM"), **NO_PAGES)
+    told: list[tuple[int, int]] = []
+
+    def on_epoch(report: EpochReport) -> bool:
+        told.append((report.epoch, report.members))
+        return False
+
+    bench.together(trials, "t", [on_epoch, None], **NO_PAGES)
+    assert told == [(1, 1), (2, 2)]
+
+
+def test_one_that_goes_on_alone_no_longer_says_that_it_trains_with_others(bench: Bench) -> None:
+    trials = of_lengths(bench, 2, 3)
+    stop = Stop(STEPS + VAL_BATCHES + 2, "preempted: node")
+    _, records = bench.together(trials, "t", stop=stop, **NO_PAGES)
+    assert json.loads(records[0].tags["sharedenc.together"]) == [r.run_id for r in records]
+    outcome, record = bench.run(trials[0], "t/0", run_id=records[0].run_id, **NO_PAGES)
+    assert outcome.state == "done"
+    assert record.tags["sharedenc.together"] == ""
+    # One epoch of two, and one alone.
+    assert record.metrics["epoch_share"] == pytest.approx((1 / 2 + 1) / 2)
+
+
+def test_one_that_was_saved_with_another_encoder_does_not_change_that_of_the_others(
+    bench: Bench, alone: Alone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after a calibration on another machine, which may differ in the last bit."""
+    from sharedenc.training import together
+
+    trials = group(bench)[:4]
+    build = together.initial_network
+
+    def elsewhere(*parts: Any) -> Any:
+        network = build(*parts)
+        statistic = next(b for n, b in network.encoder.named_buffers() if n.endswith("running_var"))
+        statistic[0].nextafter_(torch.tensor(torch.inf))
+        return network
+
+    with monkeypatch.context() as patch:
+        patch.setattr(together, "initial_network", elsewhere)
+        # The first is in the middle, the third one has only its test left.
+        bench.run(trials[0], "t/0", stop=Stop(STEPS + VAL_BATCHES + 2, "SIGTERM"), **NO_PAGES)
+        bench.run(trials[2], "t/2", **NO_PAGES)
+        expected = [bench.run(trials[n], f"elsewhere/{n}", **NO_PAGES)[0] for n in (0, 2)]
+    outcomes, _ = bench.together(trials, "t", **NO_PAGES)
+    for index in (1, 3):
+        assert_same(outcomes[index], alone, index)
+    for index in (0, 2):
+        # Of a kind that a sweep tries again, alone.
+        assert (outcomes[index].state, outcomes[index].kind) == ("failed", "machine")
+        assert "another encoder" in str(outcomes[index].reason)
+    # By themselves they go on with the encoder that they began with.
+    for place, index in enumerate((0, 2)):
+        outcome, _ = bench.run(trials[index], f"t/{index}", **NO_PAGES)
+        assert outcome.state == "done"
+        assert best(outcome) == best(expected[place])
+        reference = expected[place].result
+        assert outcome.result is not None
+        assert reference is not None
+        assert outcome.result.test == reference.test
+
+
 def test_the_shares_of_time_add_up() -> None:
     now = 0.0
     shares = Shares(lambda: now)
@@ -423,3 +588,89 @@ def test_the_shares_of_time_add_up() -> None:
     spent = [learner.spent_s for learner in (first, second, third)]
     assert spent == [2.5, 3.5, 2.0]
     assert sum(spent) == now
+
+
+class FakeLearner:
+    """Queues its step in a second, or fails in it; the device works for four when it is waited for.
+
+    On a GPU that is only once the first one reads its losses, which are a step old.
+    """
+
+    def __init__(self, clock: list[float], waits_s: float = 0.0, fails_at: int = 0) -> None:
+        self.network = torch.nn.Identity()
+        self.progress = Progress()
+        self.spent_s = 0.0
+        self.error: Exception | None = None
+        self._clock, self._waits_s, self._fails_at = clock, waits_s, fails_at
+
+    @property
+    def trains(self) -> bool:
+        return self.error is None
+
+    def step(self, maps: Any, batch: Any) -> None:
+        self._clock[0] += 1.0 + self._waits_s
+        self.progress.step += 1
+        if self.progress.step == self._fails_at:
+            raise ZeroDivisionError
+
+    def after_step(self) -> None:
+        """Save, which is no part of the training's speed."""
+        self._clock[0] += 0.5
+
+
+@pytest.fixture
+def fake_steps(
+    monkeypatch: pytest.MonkeyPatch,
+) -> Callable[[str, list[FakeLearner], list[float]], None]:
+    from sharedenc.training import loop
+
+    monkeypatch.setattr(loop, "on_device", lambda batches, device: batches)
+
+    def run(device: str, learners: list[FakeLearner], clock: list[float]) -> None:
+        def encode(*_: Any) -> dict[str, Any]:
+            clock[0] += 3.0
+            return {}
+
+        monkeypatch.setattr(loop, "encode", encode)
+        loop.train_epoch(
+            learners,  # type: ignore[arg-type]
+            [SimpleNamespace(images=None)] * 2,  # type: ignore[list-item]
+            numerics=None,  # type: ignore[arg-type]
+            device=device,
+            shares=Shares(lambda: clock[0]),
+        )
+
+    return run
+
+
+FakeSteps = Callable[[str, list[FakeLearner], list[float]], None]
+
+
+def test_on_a_gpu_the_time_of_a_batch_is_charged_in_equal_parts(fake_steps: FakeSteps) -> None:
+    """Steps are only queued: who waits for the device waits for the work of all."""
+    clock = [0.0]
+    learners = [FakeLearner(clock, 4.0), FakeLearner(clock), FakeLearner(clock)]
+    fake_steps("cuda", learners, clock)
+    # Of each of two batches 3 s for the encoder, 5 + 1 + 1 s for the steps.
+    assert [one.progress.train_s for one in learners] == pytest.approx([20 / 3] * 3)
+    assert [one.spent_s for one in learners] == pytest.approx([20 / 3 + 1.0] * 3)
+    assert sum(one.spent_s for one in learners) == pytest.approx(clock[0])
+
+
+def test_on_a_gpu_one_that_fails_has_its_part_of_the_batch(fake_steps: FakeSteps) -> None:
+    clock = [0.0]
+    learners = [FakeLearner(clock, 4.0), FakeLearner(clock, fails_at=1), FakeLearner(clock)]
+    fake_steps("cuda", learners, clock)
+    assert isinstance(learners[1].error, ZeroDivisionError)
+    assert sum(one.spent_s for one in learners) == pytest.approx(clock[0])
+    # Up to its failure 3 + 5 + 1 s for three, then 1 s for two, and 3 + 5 + 1 s for these.
+    expected = [3.0 + 1 / 2 + 9 / 2, 3.0, 3.0 + 1 / 2 + 9 / 2]
+    assert [one.progress.train_s for one in learners] == pytest.approx(expected)
+
+
+def test_on_a_cpu_each_is_charged_its_own_step(fake_steps: FakeSteps) -> None:
+    clock = [0.0]
+    learners = [FakeLearner(clock, 4.0), FakeLearner(clock), FakeLearner(clock)]
+    fake_steps("cpu", learners, clock)
+    assert [one.progress.train_s for one in learners] == pytest.approx([12.0, 4.0, 4.0])
+    assert [one.spent_s for one in learners] == pytest.approx([13.0, 5.0, 5.0])

@@ -105,15 +105,17 @@ class Bench:
 
 @dataclass
 class Stop:
-    """Gives its reason at the n-th ask."""
+    """Gives its reason at the n-th ask, and if it is a lasting one at each after that."""
 
     at: int = 0
     reason: str = ""
     asked: int = 0
+    lasting: bool = False
 
     def __call__(self) -> str:
         self.asked += 1
-        return self.reason if self.asked == self.at else ""
+        due = self.asked >= self.at if self.lasting else self.asked == self.at
+        return self.reason if due else ""
 
 
 def comparable(rows: list[dict[str, float]]) -> list[dict[str, float]]:
