@@ -16,7 +16,7 @@ ROWS = "sharedenc.rows."
 """Tags of the parent run that hold the run ids of the latest invocation's rows, in its order."""
 _PER_TAG = MAX_TAG // 33
 TOGETHER = "sharedenc.together"
-"""Tag of a run that trained with others: their run ids, see `sharedenc.training.together`."""
+"""Tag of a run: whom it last trained with, see `sharedenc.training.member`; empty alone."""
 
 
 def row_tags(run_ids: Sequence[str]) -> dict[str, str]:

@@ -32,6 +32,8 @@ AskStop = Callable[[], str]
 """Gives a reason to save and end all trials, empty to go on."""
 Execute = Callable[[Sequence[dict[str, Any]], OnReport, OnEnd, AskStop], None]
 
+ENDED = "stopped: Ray has ended what this process trains"
+"""The reason of trials whose neighbour's report was the last one that Ray took."""
 BEST = "best.safetensors"
 # How long a trial waits for a server that is away before it can start.
 SERVER_WAIT_S = 300.0
@@ -108,22 +110,22 @@ def _raised(error: Exception) -> dict[str, Any]:
 
 
 class _Running:
-    """The trials of a process that have not ended, and how far each of them is."""
+    """The trials of a process that have not ended."""
 
     def __init__(self, names: Sequence[str], on_report: OnReport, on_end: OnEnd) -> None:
-        self.running = dict.fromkeys(names, -1)
+        self.running = list(names)
         self._on_report, self._on_end = on_report, on_end
 
     def end(self, name: str, outcome: dict[str, Any]) -> None:
         """A trial has ended."""
-        if self.running.pop(name, None) is not None:
+        if name in self.running:
+            self.running.remove(name)
             self._on_end(name, outcome)
 
     def listener(self, name: str) -> OnEpoch:
         """What is told of a trial's epochs."""
 
         def on_epoch(report: EpochReport) -> bool:
-            self.running[name] = report.epoch
             score = report.metrics.get("score", math.nan)
             return self._on_report(
                 name,
@@ -134,15 +136,11 @@ class _Running:
                     "rank": score if math.isnan(report.rank) else report.rank,
                     "seconds": report.seconds,
                     "images_per_s": report.metrics.get("images_per_s", math.nan),
-                    "members": self._members(report.epoch),
+                    "members": report.members,
                 },
             )
 
         return on_epoch
-
-    def _members(self, epoch: int) -> int:
-        """Trials that trained this epoch together: one that is further has trained it before."""
-        return sum(last in (-1, epoch - 1, epoch) for last in self.running.values())
 
 
 def make_job(payload: dict[str, Any], tracker: Tracker, stop: AskStop) -> TrialJob:
@@ -242,13 +240,19 @@ def make_trainable(run: Execute, signals: str) -> Any:
         last: dict[str, Any] = {}
         ended_by_tune = False
 
-        def on_report(name: str, report: dict[str, Any]) -> bool:
+        def say(result: dict[str, Any]) -> None:
+            """Report, unless Tune has ended this: a further report would wait for ever."""
             nonlocal ended_by_tune
+            if ended_by_tune:
+                return
             try:
-                # Comes back when the driver has decided.
-                tune.report({"node": name, **report})
+                tune.report(result)
             except SystemExit:
                 ended_by_tune = True
+
+        def on_report(name: str, report: dict[str, Any]) -> bool:
+            # Comes back when the driver has decided.
+            say({"node": name, **report})
             return ended_by_tune or ears.is_cut(name)
 
         def on_end(name: str, outcome: dict[str, Any]) -> None:
@@ -257,8 +261,8 @@ def make_trainable(run: Execute, signals: str) -> Any:
             result = {"node": name, "outcome": json.dumps(outcome)}
             if not left:
                 last = result
-            elif not ended_by_tune:
-                tune.report(result)
+            else:
+                say(result)
 
         drain = payloads[0].get("drain_file")
         with Stop(None if drain is None else Path(drain), ears.reason) as stop:
@@ -267,10 +271,9 @@ def make_trainable(run: Execute, signals: str) -> Any:
                 for name in list(left):
                     on_end(name, stopped(stop()))
             else:
-                run(payloads, on_report, on_end, stop)
+                run(payloads, on_report, on_end, lambda: ENDED if ended_by_tune else stop())
         _give_back_memory()
         if ended_by_tune:
-            # A further report would wait for an answer that never comes.
             raise SystemExit(0)
         tune.report(last)
 

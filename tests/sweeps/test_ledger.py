@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -206,6 +207,40 @@ def test_a_measured_trial_says_what_it_took(
     # Another study's plugin has a backbone that nobody knows here.
     tracker.tag(row.run_id, {"sharedenc.cell": "somebodys_net/dual"})
     assert ledger.measured() == []
+
+
+@pytest.mark.parametrize(
+    ("together", "metrics", "alone_s", "peak"),
+    [
+        # Of a run of today the mean over its epochs counts, whoever was there at the start.
+        (8, {"epoch_s": 30.0, "epoch_share": 0.825}, 30.0 / (0.13 + 0.87 * 0.825), 0),
+        (8, {"epoch_s": 30.0}, 30.0 / (0.13 + 0.87 / 8), 0),
+        # A trial that was taken up again alone: its peak is its own.
+        (0, {"epoch_s": 30.0, "epoch_share": 0.5}, 30.0 / (0.13 + 0.87 * 0.5), 1_000_000),
+        (0, {"epoch_s": 30.0}, 30.0, 1_000_000),
+    ],
+)
+def test_what_trained_with_others_says_what_it_takes_alone(
+    tracker: MemoryTracker,
+    pair: list[Node],
+    tmp_path: Path,
+    together: int,
+    metrics: dict[str, float],
+    alone_s: float,
+    peak: int,
+) -> None:
+    ledger, state = open_sweep(tracker, pair)
+    row = state.next()
+    assert row is not None
+    train(tracker, state, row, tmp_path)
+    others = [f"run {n}" for n in range(together)]
+    tracker.tag(row.run_id, {"sharedenc.together": json.dumps(others) if others else ""})
+    tracker.resume(row.run_id).metrics(metrics, 3)
+    (found,) = ledger.measured()
+    assert found.seconds_per_epoch == pytest.approx(alone_s)
+    assert found.peak_memory_bytes == peak
+    (cell,) = (c for c in status(tracker, "s")["cells"] if c["name"] == SOURCE)
+    assert cell["together"] == others
 
 
 def test_exit_codes() -> None:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from sweeps import worker
 from sweeps.graph import Node
-from sweeps.worker import execute, make_job, stopped
+from sweeps.signals import Deaf
+from sweeps.worker import _Running, execute, make_job, make_trainable, stopped
 from tests.sweeps.conftest import MakeNodes
 
 if TYPE_CHECKING:
@@ -141,3 +144,70 @@ def test_what_cannot_be_had_is_an_outcome(swap: Node, tmp_path: Path) -> None:
 def test_a_reason_says_whether_the_trial_runs_again() -> None:
     assert stopped("preempted: its node goes away")["state"] == "preempted"
     assert stopped("stopped by Ctrl-C")["state"] == "stopped"
+
+
+def test_the_number_of_members_is_what_the_training_says() -> None:
+    from sharedenc.training.job import EpochReport
+
+    told: list[int] = []
+
+    def on_report(name: str, report: dict[str, Any]) -> bool:
+        told.append(report["members"])
+        return False
+
+    group = _Running(["a", "b"], on_report, lambda name, outcome: None)
+    group.listener("a")(EpochReport(1, 2, {"score": 0.5}, 1.0, members=1))
+    group.listener("a")(EpochReport(2, 2, {"score": 0.5}, 1.0, members=2))
+    assert told == [1, 2]
+
+
+class FakeTune:
+    """Ray Tune that ends the trial with its n-th report; a further one would wait for ever."""
+
+    def __init__(self, patch: pytest.MonkeyPatch, ends_with: int) -> None:
+        self.told: list[dict[str, Any]] = []
+        self._ends_with = ends_with
+        from ray import tune
+        from ray.tune.trainable import function_trainable
+
+        class Wrapped:
+            def setup(self, config: dict[str, Any]) -> None: ...
+
+        def wrap(function: Any) -> type:
+            self.trial = function
+            return Wrapped
+
+        patch.setattr(function_trainable, "wrap_function", wrap)
+        patch.setattr(tune, "report", self.report)
+        patch.setattr(worker, "_listen", lambda signals: Deaf())
+
+    def report(self, result: dict[str, Any]) -> None:
+        assert len(self.told) < self._ends_with, "nobody answers, and the process hangs"
+        self.told.append(result)
+        if len(self.told) == self._ends_with:
+            raise SystemExit(0)
+
+
+@pytest.mark.parametrize("ends_with", [1, 2])
+def test_once_ray_has_ended_a_process_its_trials_save_and_report_no_more(
+    ends_with: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With an epoch, and with the end of the first of three."""
+    fake = FakeTune(monkeypatch, ends_with)
+    asked: list[Any] = []
+
+    def run(payloads: Any, on_report: Any, on_end: Any, stop: Any) -> None:
+        asked.append(on_report("a", {"epoch": 1}))
+        on_end("a", {"state": "stopped"})
+        asked.append(stop())
+        asked.append(on_report("b", {"epoch": 1}))
+        for name in ("b", "c"):
+            on_end(name, {"state": "stopped", "reason": stop()})
+
+    make_trainable(run, "nobody")
+    with pytest.raises(SystemExit):
+        fake.trial({"payloads": json.dumps([{"node": name} for name in "abc"])})
+    assert len(fake.told) == ends_with
+    assert asked[0] is (ends_with == 1)
+    assert asked[1], "the others have to be told that they are to save"
+    assert asked[2] is True
