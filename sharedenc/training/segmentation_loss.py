@@ -33,8 +33,7 @@ def segmentation_loss(logits: Tensor, masks: Tensor, *, compiled: bool = False) 
     """
     loss: Tensor
     if compiled:
-        loss = _compiled()(logits, masks)
-        return loss
+        return _compiled_loss(logits, masks)
     if logits.device.type == "cpu":
         loss = _GridCrossEntropy.apply(logits, masks)
         return loss
@@ -68,9 +67,29 @@ def whole_loss(logits: Tensor, masks: Tensor) -> Tensor:
     return total / labelled
 
 
+def _compiled_loss(logits: Tensor, masks: Tensor) -> Tensor:
+    """`whole_loss`, compiled for each shape, type and setting that comes.
+
+    torch keeps a few of those, after which it no longer compiles but runs the plain code, and a
+    process that is used again for other trials gets there. Then they are all forgotten, so that no
+    trial's rounding and speed depend on which came before it.
+    """
+    from torch._dynamo.exc import FailOnRecompileLimitHit
+
+    loss: Tensor
+    try:
+        loss = _compiled()(logits, masks)
+    except FailOnRecompileLimitHit:
+        torch._dynamo.reset()
+        _compiled.cache_clear()
+        loss = _compiled()(logits, masks)
+    return loss
+
+
 @cache
 def _compiled() -> Any:
-    return torch.compile(whole_loss, dynamic=False)
+    # A whole graph, or an error: only then is it one that no more are kept.
+    return torch.compile(whole_loss, dynamic=False, fullgraph=True)
 
 
 @dataclass(frozen=True)

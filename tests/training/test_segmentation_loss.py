@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -173,6 +174,38 @@ def test_the_compiled_loss_is_equal_to_rounding() -> None:
     assert ours.grad is not None
     assert theirs.grad is not None
     torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-4, atol=1e-8)
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+def test_a_process_that_is_used_for_many_shapes_goes_on_compiling(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    compiled, ran = [], []
+
+    def backend(graph: torch.fx.GraphModule, _: object) -> Callable[..., object]:
+        compiled.append(graph)
+
+        def run(*given: object) -> object:
+            ran.append(graph)
+            return graph.forward(*given)
+
+        return run
+
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
+    torch._dynamo.reset()
+    module._compiled.cache_clear()
+    count = 2 * torch._dynamo.config.recompile_limit + 2
+    try:
+        for classes in range(2, 2 + count):
+            logits, masks = draw((1, classes, 3, 4), (12, 16))
+            for _ in range(2):
+                loss = segmentation_loss(logits, masks, compiled=True)
+                assert torch.equal(loss, whole_loss(logits, masks))
+    finally:
+        torch._dynamo.reset()
+        module._compiled.cache_clear()
+    assert len(compiled) == count
+    assert len(ran) == 2 * count
 
 
 def test_the_network_gives_the_grid_that_the_loss_upsamples() -> None:
