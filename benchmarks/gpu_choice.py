@@ -69,23 +69,28 @@ class Measured:
 
 @dataclass(frozen=True, kw_only=True)
 class Proposal:
-    """One entry of a table in `sharedenc/spec.py`, as it is and as it should be."""
+    """One entry of a table in `sharedenc/spec.py`, as it is and as it should be.
+
+    ``now_ms`` is None where what is chosen now failed, or gave a wrong loss.
+    """
 
     table: str
     backbone: str
     kind: DeviceKind
     now: Any
     then: Any
-    now_ms: float
+    now_ms: float | None
     then_ms: float
 
     def lines(self) -> list[str]:
         """As in a diff: what goes, what comes."""
         entry = f"{self.table}[{self.backbone!r}, {self.kind!r}]"
-        gain = self.now_ms / self.then_ms
+        was, gain = "failed", ""
+        if self.now_ms is not None:
+            was, gain = f"{self.now_ms:.1f} ms", f", {self.now_ms / self.then_ms:.2f}x"
         return [
-            f"- {entry} = {self.now!r}  # {self.now_ms:.1f} ms",
-            f"+ {entry} = {self.then!r}  # {self.then_ms:.1f} ms, {gain:.2f}x",
+            f"- {entry} = {self.now!r}  # {was}",
+            f"+ {entry} = {self.then!r}  # {self.then_ms:.1f} ms{gain}",
         ]
 
 
@@ -111,11 +116,16 @@ def switched(base: Variant) -> list[Variant]:
 
 
 def right(rows: Sequence[Measured]) -> list[Measured]:
-    """Rows without an error whose loss is float32's, as far as the precision goes."""
+    """Rows without an error whose loss is float32's, as far as the precision goes.
+
+    That of the plain step: a variant of it that is wrong is no measure of itself.
+    """
     exact = {
         row.backbone: row.loss
+        # The last one counts, which is the contiguous one where that works.
+        for layout in reversed(MEMORY_FORMATS)
         for row in rows
-        if row.variant.precision == "float32" and not row.error
+        if row.variant == Variant(precision="float32", memory_format=layout) and not row.error
     }
     return [
         row
@@ -157,7 +167,7 @@ def propose(
         numerics: `sharedenc.spec.AUTO_NUMERICS`.
         compile_loss: `sharedenc.spec.AUTO_COMPILE_LOSS`.
     """
-    proposals: list[tuple[str, str, Any, Any, float, float]] = []
+    proposals: list[tuple[str, str, Any, Any, float | None, float]] = []
     good = right(rows)
     for backbone in dict.fromkeys(row.backbone for row in good):
         times = {row.variant: row.ms for row in good if row.backbone == backbone}
@@ -165,7 +175,7 @@ def propose(
         now = numerics.get((backbone, kind), numerics["*", kind])
         then = (best.precision, best.memory_format)
         # What is chosen now may have failed on this device: anything is better.
-        now_ms = times.get(Variant(precision=now[0], memory_format=now[1]), float("inf"))
+        now_ms = times.get(Variant(precision=now[0], memory_format=now[1]))
         proposals.append(("AUTO_NUMERICS", backbone, now, then, now_ms, times[best]))
         compiled = times.get(replace(best, compile_loss=True))
         if compiled is not None:
@@ -177,7 +187,7 @@ def propose(
             table=table, backbone=backbone, kind=kind, now=now, then=then, now_ms=was, then_ms=ms
         )
         for table, backbone, now, then, was, ms in proposals
-        if now != then and was > (1 + MARGIN) * ms
+        if now != then and (was is None or was > (1 + MARGIN) * ms)
     ]
     return _joined(found, {row.backbone for row in rows})
 
@@ -189,7 +199,9 @@ def _joined(found: list[Proposal], backbones: set[str]) -> list[Proposal]:
         here = [one for one in found if one.table == table]
         same = len({(str(one.now), str(one.then)) for one in here}) == 1
         if same and len(backbones) > 1 and {one.backbone for one in here} == backbones:
-            now_ms, then_ms = sum(o.now_ms for o in here), sum(o.then_ms for o in here)
+            times = [one.now_ms for one in here if one.now_ms is not None]
+            now_ms = sum(times) if len(times) == len(here) else None
+            then_ms = sum(one.then_ms for one in here)
             joined.append(replace(here[0], backbone="*", now_ms=now_ms, then_ms=then_ms))
         else:
             joined += here

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ NUMERICS: dict[tuple[str, DeviceKind], tuple[str, str]] = {
     ("odd", "cuda"): ("float32", "contiguous"),
 }
 COMPILE: dict[tuple[str, DeviceKind], bool] = {("*", "cuda"): False}
+GIVEN: tuple[DeviceKind, Any, Any] = ("cuda", NUMERICS, COMPILE)
 
 
 def row(
@@ -87,7 +88,30 @@ def test_what_is_chosen_today_but_fails_is_replaced() -> None:
     broken = replace(row("bfloat16", "channels_last", 1.0), error="RuntimeError: no kernel")
     (one,) = propose([*rows(f_last=90), broken], "cuda", NUMERICS, COMPILE)
     assert one.then == ("float32", "channels_last")
-    assert one.now_ms == float("inf")
+    assert one.now_ms is None
+    assert json.loads(json.dumps(asdict(one), allow_nan=False))["now_ms"] is None
+    assert one.lines() == [
+        "- AUTO_NUMERICS['one', 'cuda'] = ('bfloat16', 'channels_last')  # failed",
+        "+ AUTO_NUMERICS['one', 'cuda'] = ('float32', 'channels_last')  # 90.0 ms",
+    ]
+    # For all backbones there is no sum either, if it failed on one of them.
+    (both,) = propose([*rows(f_last=90), *rows("two", f_last=90, bf_last=200)], *GIVEN)
+    assert (both.backbone, both.now_ms, both.then_ms) == ("*", None, 180.0)
+
+
+@pytest.mark.parametrize("changed", [dict(compile_loss=True), dict(fused=False), dict(late=False)])
+def test_the_measure_is_the_plain_float32_step_and_not_a_variant_of_it(changed: Any) -> None:
+    plain = rows(f_last=90, bf_last=50)
+    wrong = row("float32", "contiguous", 1.0, loss=20.0, **changed)
+    assert right([*plain, wrong]) == plain
+    assert right([wrong, *plain]) == plain
+    # Without the contiguous one the other memory format's is the measure.
+    broken = replace(plain[0], error="RuntimeError: no kernel")
+    assert right([broken, *plain[1:], wrong]) == plain[1:]
+    last_is_off = replace(plain[1], loss=10.1)
+    assert right([last_is_off, plain[0]]) == [last_is_off, plain[0]]
+    assert right([replace(plain[1], loss=20.0), plain[0]]) == [plain[0]]
+    assert right([wrong]) == []
 
 
 def test_what_pays_for_every_backbone_is_one_entry_for_all() -> None:
