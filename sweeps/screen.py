@@ -154,11 +154,12 @@ def _running(rows: Sequence[Row], width: int) -> list[Line]:
 
 def _groups(rows: Sequence[Row]) -> list[str]:
     """Which rows train together over one encoder: a number for each such group."""
-    running = {row.node.id for row in rows}
+    sizes = Counter(row.together for row in rows if row.together)
     numbers: dict[tuple[str, ...], int] = {}
     texts = []
     for row in rows:
-        others = [name for name in row.together if name in running and name != row.node.id]
+        # One that is tried again elsewhere has left the group, which still names it.
+        others = sizes[row.together] > 1
         number = numbers.setdefault(row.together, len(numbers) + 1) if others else 0
         texts.append(f"together {number}" if number else "")
     return texts

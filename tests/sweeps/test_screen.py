@@ -148,6 +148,18 @@ def test_who_trains_together_is_marked(width: int, height: int) -> None:
     assert not any("together" in line for line in shot(state, width, height))
 
 
+def test_who_is_tried_again_elsewhere_is_not_marked() -> None:
+    machines = [Machine(cpus=1, memory=4096 * GIB, id=name) for name in ("m1", "m2")]
+    shares = [node(cell) for cell in cells_of(BACKBONES[:1]) if cell.name.count("share-frozen")]
+    state = SweepState(shares, machines[:1], clock=Clock(), mates=Mates())
+    start(state)
+    state.end(shares[0].id, {"state": "failed", "kind": "oom", "reason": "out of memory"})
+    state.set_machines(machines)
+    start(state)
+    assert len(state.running) == 2
+    assert not any("together" in line for line in shot(state, 120, 24))
+
+
 def test_a_search_is_one_line() -> None:
     state = sweep([*search(SEG, [1e-4, 3.2e-4, 1e-3, 2e-3]), node(SEG, lr=5e-3)], cpus=4)
     names = [row.node.id for row in state.running if row.node.search]
