@@ -322,26 +322,28 @@ def measure(
         stands = [Stand(kind, way, small, pack, Path(folder) / way.name, encoder) for way in ways]
         count = min(batch_size, len(pack.split("val")))
         same_pixels = {"sample_path": "reference"}
-        expected = stands[0].validate(count, same_pixels)[1]
+        validated = stands[0].validate(count, same_pixels)[1]
         for stand in stands:
             Path(folder, stand.way.name).mkdir(exist_ok=True)
             if (limit := stand.way.validation) is not None:
                 losses = stand.validate(count, same_pixels)[1]
-                compare(expected, losses, limit, f"{kind}, validation, {stand.way.name}")
+                compare(validated, losses, limit, f"{kind}, validation, {stand.way.name}")
         begun = time.monotonic()
         for number in range(rounds):
             if number >= 2 and time.monotonic() - begun > seconds:
                 break
-            first: list[float] = []
+            expected: list[list[float]] = []
             for stand in stands:
                 cost = costs[stand.way.name]
                 with stand.way.memory():
                     # The first one fetches the memory that the second one finds.
-                    for _ in range(2):
+                    for turn in range(2):
                         took, losses = stand.step(batch)
                         cost.take("step", took / len(batch))
-                        first = first or losses
-                        compare(first, losses, stand.way.step, f"{kind}, step, {stand.way.name}")
+                        if stand is stands[0]:
+                            expected.append(losses)
+                        where = f"{kind}, step, {stand.way.name}"
+                        compare(expected[turn], losses, stand.way.step, where)
                     cost.take("validate", stand.validate(count)[0] / count)
                     cost.take("checkpoint", stand.checkpoint())
         if recipe.epochs > 1 and kind.freeze == "frozen":

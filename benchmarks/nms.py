@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torchvision.ops import batched_nms
+from torchvision.ops import batched_nms, nms
 
 from benchmarks.protocol import Side, interleaved, result, timed
 
@@ -49,11 +49,16 @@ def image_by_image(images: list[Found]) -> list[list[int]]:
 
 
 def at_once(images: list[Found]) -> list[list[int]]:
-    """The same by one call: an image's class is a class of its own."""
+    """The same by one call: an image's class is a class of its own, and has a place of its own.
+
+    `batched_nms` does so too, but goes class by class where there are more than 1000 boxes, which
+    takes more than twice as long here.
+    """
     boxes, scores, labels = (torch.cat(parts) for parts in zip(*images, strict=True))
     sizes = torch.tensor([len(image[0]) for image in images])
     owner = torch.repeat_interleave(torch.arange(len(images)), sizes)
-    keep = batched_nms(boxes, scores, owner * CLASSES + labels, IOU)
+    place = (owner * CLASSES + labels).to(boxes) * (boxes.max() + 1)
+    keep = nms(boxes + place[:, None], scores, IOU)
     # Falling scores within each image: the order that is there already.
     keep = keep[owner[keep].argsort(stable=True)]
     starts = sizes.cumsum(0) - sizes
