@@ -62,10 +62,11 @@ def train(
                 _tell(line)
             if line is None:
                 break
-            if line.code != code:
-                print(f"{line.way} {line.cells[0]}: of other code, {line.code}", file=sys.stderr)
             lines.append(line)
         else:
+            others = sum(line.code != code for line in lines)
+            if others:
+                print(f"{way.name}: {others} jobs were done by other code", file=sys.stderr)
             jobs[way.name] = [
                 Job(tuple(map(Cell.parse, one.cells)), dict(one.cpu_s), one.wall_s, one.found)
                 for one in lines
