@@ -12,6 +12,7 @@ import ctypes
 import gc
 import json
 import math
+import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -286,6 +287,10 @@ def make_trainable(run: Execute, signals: str) -> Any:
             save_on_sigterm()
             super().setup(config)
 
+        def reset_config(self, new_config: dict[str, Any]) -> bool:
+            # What is refused here starts in a new process, uncharged (see `sweeps.lost`).
+            return bool(super().reset_config(new_config)) and gpu_answers()
+
     return Trainable
 
 
@@ -304,6 +309,22 @@ def _listen(signals: str) -> Listener:
         return Deaf()
 
 
+def gpu_answers() -> bool:
+    """Whether this process can still use its GPU, if it did: an assert or ECC error ends that."""
+    torch = _torch_on_gpu()
+    if torch is not None:
+        try:
+            torch.cuda.synchronize()
+        except RuntimeError:
+            return False
+    return True
+
+
+def _torch_on_gpu() -> Any:
+    torch = sys.modules.get("torch")
+    return torch if torch is not None and torch.cuda.is_initialized() else None
+
+
 def _give_back_memory() -> None:
     """Return a finished trial's freed memory to the system before the next one is packed here.
 
@@ -315,3 +336,7 @@ def _give_back_memory() -> None:
         gc.freeze()
     with contextlib.suppress(OSError, AttributeError):  # only glibc has it
         ctypes.CDLL(None).malloc_trim(0)
+    torch = _torch_on_gpu()
+    if torch is not None:
+        with contextlib.suppress(RuntimeError):
+            torch.cuda.empty_cache()  # of which a neighbour on the GPU has no use
