@@ -28,10 +28,10 @@ test: $(STAMP)  ## the fast suite
 	$(PYTEST) -m "not slow and not gpu and not jetson"
 
 test-slow: $(STAMP)  ## what takes minutes
-	$(PYTEST) -m "slow and not alone and not gpu and not jetson"
+	$(PYTEST) -o timeout=1200 -m "slow and not alone and not gpu and not jetson"
 	# A process keeps how it last talked to a Ray: those that join one have a process of their own.
-	$(BIN)/python -m pytest -m alone tests/sweeps/test_launch_cluster.py
-	$(BIN)/python -m pytest -m alone --ignore tests/sweeps/test_launch_cluster.py
+	$(BIN)/python -m pytest -o timeout=1200 -m alone tests/sweeps/test_launch_cluster.py
+	$(BIN)/python -m pytest -o timeout=1200 -m alone --ignore tests/sweeps/test_launch_cluster.py
 
 bench: $(STAMP)  ## side-by-side ratios: a table, and bench.json
 	$(BIN)/python -m benchmarks --json bench.json

@@ -66,7 +66,7 @@ class Sweep:
         self.started.append(process)
         return process
 
-    def answer(self, process: subprocess.Popen[str], *, wait_s: float = 400) -> dict[str, Any]:
+    def answer(self, process: subprocess.Popen[str], *, wait_s: float = 900) -> dict[str, Any]:
         """Wait for the end and return the object on standard output."""
         process.wait(timeout=wait_s)
         text = (self.folder / "out").read_text()
@@ -84,7 +84,7 @@ class Sweep:
 
     def wait_for(self, trial: str, epoch: int, process: subprocess.Popen[str]) -> None:
         """Return once ``trial`` has told of ``epoch``."""
-        deadline = time.monotonic() + 240
+        deadline = time.monotonic() + 600
         while time.monotonic() < deadline:
             told = [e for e in self.events() if e["event"] == "epoch" and e["trial"] == trial]
             if any(event["epoch"] >= epoch for event in told):

@@ -171,7 +171,7 @@ def grow(folder: Path, address: str, make_nodes: MakeNodes) -> None:
     node = replace(node, demand=Demand(cpus=0.5, gpus=0.5))
     state = SweepState([node], launcher.machines(), elastic=True)
     asked, waited = [], []
-    until = time.monotonic() + 180
+    until = time.monotonic() + 600
 
     def beat() -> None:
         assert time.monotonic() < until, f"nothing came; asked for {wanted()}"
