@@ -43,7 +43,7 @@ class CheckpointError(SharedencError):
     """A checkpoint that is missing, cut or of another network."""
 
     exit_code = 5
-    kind = "data"
+    kind: FailureKind = "data"
 
 
 class NonFiniteLossError(SharedencError):

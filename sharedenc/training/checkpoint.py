@@ -25,13 +25,12 @@ META = "sharedenc"
 ENCODER = "encoder."
 
 
-class OtherEncoderError(SharedencError):
+class OtherEncoderError(CheckpointError):
     """Saved tensors are those of another encoder than the one that several trials share.
 
     A trial of which that is so goes on alone, as after a fault of the machine.
     """
 
-    exit_code = CheckpointError.exit_code
     kind = "machine"
 
 
