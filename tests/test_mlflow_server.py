@@ -56,6 +56,7 @@ def test_the_last_user_of_a_private_server_stops_it(tmp_path: Path) -> None:
     assert (tmp_path / "mlflow.db").is_file()
 
 
+@pytest.mark.slow
 def test_a_killed_server_comes_back_on_its_port_with_what_it_knew(tmp_path: Path) -> None:
     with serve(tmp_path) as server:
         tracker = MlflowTracker(server.uri, patience=Patience(120.0, meanwhile=server.revive))

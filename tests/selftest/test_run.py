@@ -43,6 +43,7 @@ def statuses(report: Report) -> dict[str, str]:
     return {row.name: row.status for row in report.rows}
 
 
+@pytest.mark.slow
 def test_a_small_self_test_passes_and_its_report_can_be_sent(
     tiny_pack: PackedDataset, tmp_path: Path
 ) -> None:

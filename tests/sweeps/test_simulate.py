@@ -29,7 +29,13 @@ from sweeps.simulate import (
     workload,
 )
 
-SMALL = [(44, 8), (352, 8), (352, 32), (1056, 32), (1056, 128)]
+SMALL = [
+    (44, 8),
+    (352, 8),
+    (352, 32),
+    pytest.param(1056, 32, marks=pytest.mark.slow),
+    pytest.param(1056, 128, marks=pytest.mark.slow),
+]
 LARGE = [(4400, 128), (4400, 512)]
 CELL = Cell.parse("resnet18/dual")
 
@@ -179,7 +185,10 @@ def test_the_largest_sweeps_too(trials: int, devices: int, durations: str, limit
     assert row["ratio_to_bound_max" if durations == "known" else "ratio_to_bound"] <= limit
 
 
-@pytest.mark.parametrize(("trials", "devices"), [(44, 1), (88, 8), (352, 8), (352, 32), (1056, 32)])
+@pytest.mark.parametrize(
+    ("trials", "devices"),
+    [(44, 1), (88, 8), (352, 8), (352, 32), pytest.param(1056, 32, marks=pytest.mark.slow)],
+)
 def test_frozen_trials_together_end_sooner_on_few_devices(trials: int, devices: int) -> None:
     row = summary(trials, devices, seeds=10)
     assert row["fused_speedup_min"] >= 1.0
@@ -189,7 +198,15 @@ def test_frozen_trials_together_end_sooner_on_few_devices(trials: int, devices: 
     assert 0 < row["device_hours_saved"] < 0.2  # type: ignore[operator]
 
 
-@pytest.mark.parametrize(("trials", "devices"), [(44, 44), (88, 16), (352, 48), (1056, 128)])
+@pytest.mark.parametrize(
+    ("trials", "devices"),
+    [
+        (44, 44),
+        (88, 16),
+        pytest.param(352, 48, marks=pytest.mark.slow),
+        pytest.param(1056, 128, marks=pytest.mark.slow),
+    ],
+)
 def test_frozen_trials_together_are_never_later_on_many_devices(trials: int, devices: int) -> None:
     row = summary(trials, devices, seeds=20)
     assert row["fused_speedup_min"] >= 1 - 1e-9

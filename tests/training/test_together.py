@@ -115,7 +115,9 @@ class Passes:
         patch.setattr(Encoder, "__call__", counted)
 
 
-@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize(
+    "layout", ["contiguous", pytest.param("channels_last", marks=pytest.mark.slow)]
+)
 def test_a_group_gives_what_each_trial_gives_alone(bench: Bench, alone: Alone, layout: str) -> None:
     trials = group(bench, layout)
     if layout != "contiguous":
