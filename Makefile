@@ -7,8 +7,9 @@ CONSTRAINTS := infra/constraints-ci.txt
 # Tests that share two cores: one thread per process keeps results and times steady.
 export OMP_NUM_THREADS ?= 1
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
+HERE   := not gpu and not jetson
 
-.PHONY: setup sweep test test-slow bench bench-gpu check format ui ci ci-packages clean
+.PHONY: setup sweep test test-slow test-ci bench bench-gpu check format ui ci ci-packages clean
 
 setup: $(STAMP)
 
@@ -25,13 +26,17 @@ sweep: $(STAMP)  ## the main job on embedded defaults
 	$(BIN)/sharedenc sweep full-grid --preset demo
 
 test: $(STAMP)  ## the fast suite
-	$(PYTEST) -m "not slow and not gpu and not jetson"
+	$(PYTEST) -m "not slow and $(HERE)"
 
-test-slow: $(STAMP)  ## what takes minutes
-	$(PYTEST) -o timeout=1200 -m "slow and not alone and not gpu and not jetson"
+test-slow: test-ci  ## what takes minutes
+	$(PYTEST) -o timeout=1200 -m "long and not alone and $(HERE)"
 	# A process keeps how it last talked to a Ray: those that join one have a process of their own.
-	$(BIN)/python -m pytest -o timeout=1200 -m alone tests/sweeps/test_launch_cluster.py
-	$(BIN)/python -m pytest -o timeout=1200 -m alone --ignore tests/sweeps/test_launch_cluster.py
+	$(BIN)/python -m pytest -o timeout=1200 -m "long and alone" tests/sweeps/test_launch_cluster.py
+	$(BIN)/python -m pytest -o timeout=1200 -m "long and alone" --ignore tests/sweeps/test_launch_cluster.py
+
+test-ci: $(STAMP)  ## the slow ones that CI has the time for
+	$(PYTEST) -o timeout=1200 -m "slow and not long and not alone and $(HERE)"
+	$(BIN)/python -m pytest -o timeout=1200 -m "slow and alone and not long"
 
 bench: $(STAMP)  ## side-by-side ratios: a table, and bench.json
 	$(BIN)/python -m benchmarks --json bench.json
@@ -51,7 +56,7 @@ format: $(STAMP)
 ui: $(STAMP)
 	$(BIN)/sharedenc ui
 
-# What CI runs: Debian packages that tests need, so that nothing skips, then everything.
+# What CI runs: Debian packages that tests need, so that nothing skips, then all but the longest.
 ci-packages:
 	command -v chromium >/dev/null || { apt-get update -qq && apt-get install -qq -y --no-install-recommends chromium chromium-driver >/dev/null; }
 	command -v systemd-analyze >/dev/null || { apt-get update -qq && apt-get install -qq -y --no-install-recommends systemd >/dev/null; }
@@ -65,7 +70,7 @@ ci: ci-packages setup
 	-$(BIN)/pip install --quiet --constraint $(CONSTRAINTS) --editable '.[rtx]'
 	$(MAKE) check
 	$(MAKE) test
-	$(MAKE) test-slow
+	$(MAKE) test-ci
 
 clean:
 	rm -rf $(VENV) sharedenc-runs .mypy_cache .ruff_cache .pytest_cache

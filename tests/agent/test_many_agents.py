@@ -23,7 +23,7 @@ from tests.infra.cluster import await_true, mlflow_server, running
 ROOT = Path(__file__).resolve().parents[2]
 AGENTS = 6
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(900)]
 
 
 @pytest.fixture(scope="module")

@@ -147,6 +147,7 @@ def test_the_architectures_are_those_of_the_trained_network(
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("backbone", BACKBONES)
 def test_every_backbone_and_graph_has_one_architecture_trained_or_not(

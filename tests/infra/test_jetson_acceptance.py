@@ -126,6 +126,7 @@ def test_text_that_does_not_fit_the_times_fails_the_samples(bench: Bench, tmp_pa
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_five_repeats_that_agree_and_are_near_what_is_known_pass(
     bench: Bench, tmp_path: Path
 ) -> None:
@@ -154,6 +155,7 @@ def test_five_repeats_that_agree_and_are_near_what_is_known_pass(
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_repeats_that_spread_by_more_than_two_percent_fail(bench: Bench, tmp_path: Path) -> None:
     bench.happen(between=0.2)
     bench.files.select("MODE_30W")
@@ -168,6 +170,7 @@ def test_repeats_that_spread_by_more_than_two_percent_fail(bench: Bench, tmp_pat
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_every_graph_at_every_precision_has_an_answer(bench: Bench) -> None:
     (bench.folder / "exports").mkdir()
     exported.export(bench.folder / "exports" / "a", graph="dual")
@@ -193,6 +196,7 @@ def test_every_graph_at_every_precision_has_an_answer(bench: Bench) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_the_encoder_is_timed_with_and_without_its_last_identity(bench: Bench) -> None:
     (bench.folder / "exports").mkdir()
     path = encoder(bench.folder / "exports" / "encoder")
@@ -335,6 +339,7 @@ def cable(port: int) -> Iterator[Cable]:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(1500)
 def test_a_soak_with_the_network_pulled_loses_nothing(
     bench: Bench, own_mlflow_uri: str, tmp_path: Path

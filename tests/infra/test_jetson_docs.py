@@ -95,6 +95,7 @@ def test_what_was_never_tried_is_said_once_and_at_the_beginning() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(1800)
 def test_every_command_of_it_that_can_run_here_runs(tmp_path: Path) -> None:
     program = make_fake_trtexec(tmp_path / "bin")

@@ -36,7 +36,12 @@ from tests.infra.cluster import (
 from tests.infra.files import INFRA
 from tests.integration.sweeping import BASELINE, EPOCHS, SWAP, Sweep, sweeping, table
 
-pytestmark = [pytest.mark.slow, pytest.mark.alone, pytest.mark.timeout(900)]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.long,
+    pytest.mark.alone,
+    pytest.mark.timeout(900),
+]
 
 OTHER = "resnet18/baseline/seg"
 CELLS = sorted([BASELINE, OTHER, SWAP])

@@ -77,6 +77,7 @@ def workshop(mlflow_uri: str, tmp_path_factory: pytest.TempPathFactory) -> Works
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_labels_follow_names_whatever_the_ids(workshop: Workshop) -> None:
     from sharedenc.data.packed import prepare
 
@@ -102,6 +103,7 @@ def test_labels_follow_names_whatever_the_ids(workshop: Workshop) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_every_strategy_trains_and_scores_by_the_own_names(workshop: Workshop) -> None:
     rows = {row["cell"]: row for row in workshop.answer["cells"]}
     assert {cell: row["state"] for cell, row in rows.items()} == dict.fromkeys(CELLS, "done")
@@ -132,6 +134,7 @@ def test_every_strategy_trains_and_scores_by_the_own_names(workshop: Workshop) -
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_exports_carry_the_own_names_and_thirteen_channels(workshop: Workshop) -> None:
     import onnxruntime
 
@@ -176,6 +179,7 @@ def test_exports_carry_the_own_names_and_thirteen_channels(workshop: Workshop) -
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_the_report_holds_timings_and_marks_published_numbers(workshop: Workshop) -> None:
     uri, folder = workshop.uri, workshop.folder
     ran = subprocess.run(

@@ -19,7 +19,7 @@ import pytest
 from sharedenc.mlflow_server import Server, free_port, serve
 from tests.integration.sweeping import BASELINE, EPOCHS, SWAP, assert_whole, sweeping, table
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 OUTAGE_S = 60.0
 
 

@@ -105,6 +105,7 @@ def await_timings(uri: str, log: Path, wanted: int) -> list[BenchRow]:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(3600)
 def test_a_budget_and_then_a_sweep_are_timed_by_the_daemon_and_reported(
     daemon: Path, own_mlflow_uri: str, tiny_dataset: Path, tmp_path: Path

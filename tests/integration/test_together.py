@@ -15,7 +15,7 @@ import pytest
 from sharedenc.mlflow_server import serve
 from tests.integration.sweeping import EPOCHS, Sweep, sweeping, table
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 
 DET, SEG = "resnet18/share-frozen/det", "resnet18/share-frozen/seg"
 ONE: dict[str, Any] = {"only": "resnet18/share-frozen/*", "options": ("--concurrent", "1")}

@@ -24,7 +24,12 @@ from tests.contracts.launcher import launch, quick, started, summary
 from tests.infra.cluster import BIN, HOST, await_true, free_ports, ray_cluster, running
 from tests.sweeps.conftest import MakeNodes
 
-pytestmark = [pytest.mark.slow, pytest.mark.alone, pytest.mark.timeout(600)]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.long,
+    pytest.mark.alone,
+    pytest.mark.timeout(600),
+]
 
 ROOT = Path(__file__).resolve().parents[2]
 # Nodes find the trials of these tests; what one process joins without a token, another may too.

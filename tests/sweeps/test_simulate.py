@@ -178,6 +178,7 @@ def test_estimates_come_within_eight_percent_of_the_bound(trials: int, devices: 
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(("trials", "devices"), LARGE)
 @pytest.mark.parametrize(("durations", "limit"), [("known", 1.03), ("estimated", 1.08)])
 def test_the_largest_sweeps_too(trials: int, devices: int, durations: str, limit: float) -> None:
@@ -216,6 +217,7 @@ def test_frozen_trials_together_are_never_later_on_many_devices(trials: int, dev
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_the_largest_sweeps_are_not_longer_for_it() -> None:
     row = summary(4400, 512, seeds=3)
     assert row["fused_speedup_min"] >= 1 - 1e-9

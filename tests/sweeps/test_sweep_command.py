@@ -251,6 +251,7 @@ def _marked(mark: str) -> list[int]:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_ctrl_c_stops_at_once_keeps_what_is_done_and_leaves_no_process(
     number: signal.Signals, tmp_path: Path, tiny_dataset: Path, monkeypatch: pytest.MonkeyPatch
@@ -283,6 +284,7 @@ def test_ctrl_c_stops_at_once_keeps_what_is_done_and_leaves_no_process(
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_sweep_exports_and_reports_and_answers_in_json(
     tmp_path: Path, tiny_dataset: Path
 ) -> None:
