@@ -40,10 +40,11 @@ def shared_part(backbone: str) -> float:
     return SHARED.get(backbone, UNKNOWN_SHARED)
 
 
-def alone_s(together_s: float, shared: float, members: int) -> float:
+def alone_s(together_s: float, shared: float, members: float) -> float:
     """Seconds that a trial needs alone, by its part of what ``members`` took together.
 
-    A member's part is its own time and an equal part of the common one.
+    A member's part is its own time and an equal part of the common one; over epochs that different
+    numbers trained, ``members`` is their harmonic mean.
     """
     return together_s / (1.0 - shared + shared / members)
 

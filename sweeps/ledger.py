@@ -27,7 +27,7 @@ from sharedenc.training.job import trial_tags
 from sweeps.adopt import OWN, adopt
 from sweeps.brackets import CUT
 from sweeps.differences import content_of, differences, flat, nearest, told
-from sweeps.fusion import shared_part
+from sweeps.fusion import alone_s, shared_part
 from sweeps.graph import SEARCH_STAGE
 from sweeps.proposals import Proposal
 from sweeps.standing import exit_code, row_tags, status, together
@@ -607,8 +607,7 @@ def _measured(record: RunRecord) -> Measured | None:
         epoch_s = metrics.get("epoch_s", seconds / epochs)
         members = len(together(record)) or 1
         # Of older runs only who began together is known.
-        share = metrics.get("epoch_share", 1.0 / members)
-        common = shared_part(cell.backbone)
+        mean = 1.0 / metrics["epoch_share"] if "epoch_share" in metrics else members
         return Measured(
             cell=cell,
             image_px=int(params["recipe.image_px"]),
@@ -619,7 +618,7 @@ def _measured(record: RunRecord) -> Measured | None:
                 if name.startswith("numerics.")
             },
             device=tags.get("sharedenc.device_name", ""),
-            seconds_per_epoch=epoch_s / (1.0 - common + common * share),
+            seconds_per_epoch=alone_s(epoch_s, shared_part(cell.backbone), mean),
             epochs=epochs,
             seconds=seconds,
             peak_memory_bytes=0 if members > 1 else int(metrics["peak_memory_bytes"]),

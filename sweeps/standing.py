@@ -9,14 +9,13 @@ from typing import Any
 
 from sharedenc.errors import TrackingError
 from sharedenc.tracking import KIND, MAX_TAG, RunRecord, Tracker, no_study
+from sharedenc.training.job import TOGETHER
 from sweeps.graph import SEARCH_STAGE
 from sweeps.lease import claims
 
 ROWS = "sharedenc.rows."
 """Tags of the parent run that hold the run ids of the latest invocation's rows, in its order."""
 _PER_TAG = MAX_TAG // 33
-TOGETHER = "sharedenc.together"
-"""Tag of a run: whom it last trained with, see `sharedenc.training.member`; empty alone."""
 
 
 def row_tags(run_ids: Sequence[str]) -> dict[str, str]:

@@ -17,6 +17,7 @@ from sharedenc.training.interval import DEFAULT_INTERVAL
 
 __all__ = [
     "PREEMPTED",
+    "TOGETHER",
     "EpochReport",
     "OnEpoch",
     "Outcome",
@@ -74,6 +75,8 @@ class TrialJob:
 
 PREEMPTED = "preempted"
 """What the reason of a stop starts with when the machine is taken away: the trial runs again."""
+TOGETHER = "sharedenc.together"
+"""Tag of a run: a JSON list of all runs that it last trained beside, its own too; empty alone."""
 
 
 class TrialStoppedError(Exception):

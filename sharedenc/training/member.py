@@ -21,6 +21,7 @@ from sharedenc.training.fusion import fusion_key
 from sharedenc.training.initialise import count, open_pack
 from sharedenc.training.interval import Interval
 from sharedenc.training.job import (
+    TOGETHER,
     EpochReport,
     OnEpoch,
     TrialJob,
@@ -34,9 +35,6 @@ from sharedenc.training.learner import Learner
 from sharedenc.training.numerics import place
 from sharedenc.training.record import Rows, network_meta, trial_result, upload
 from sharedenc.training.software import software
-
-TOGETHER = "sharedenc.together"
-"""Tag of a run: a JSON list of all runs that it last trained beside, its own too; empty alone."""
 
 
 class Member:
